@@ -1,0 +1,1 @@
+"""Codecs: sound to a few discrete codes per frame, and back."""
