@@ -1,0 +1,1 @@
+"""Figures and the web page that show the models at work."""
