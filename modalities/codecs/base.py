@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 
-class Codec(nn.Module):
+class Precise(nn.Module):
+    """A module that follows its model to another device but keeps its own number formats: transforms and quantisers
+    are wrong in bfloat16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep, recurse)
+        return self
+
+
+class Codec(Precise):
     """Sound to discrete frames and back. Never trained with the model: its weights are fitted or loaded, then frozen.
 
     rate        samples per second of the waveforms it takes and gives
@@ -69,7 +83,9 @@ class Codec(nn.Module):
 
     def _require_fitted(self) -> None:
         if not bool(self.fitted):
-            raise RuntimeError("this codec has no codebooks yet: call fit(audios) on training recordings, or load weights")
+            raise RuntimeError(
+                "this codec has no codebooks yet: call fit(audios) on training recordings, or load weights"
+            )
 
     def _encode(self, audio: Tensor) -> Tensor:
         """[B, n] float32 -> [B, C, F] int64."""

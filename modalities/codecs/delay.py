@@ -55,6 +55,8 @@ def revert_delay(rows: Tensor, delays: Sequence[int]) -> Tensor:
 
 def _check(codes: Tensor, delays: Sequence[int]) -> None:
     if codes.ndim not in (2, 3) or codes.shape[-1] != len(delays):
-        raise ValueError(f"codes: got shape {list(codes.shape)}, expected [.., frames, {len(delays)}] for {len(delays)} delays")
+        raise ValueError(
+            f"codes: got shape {list(codes.shape)}, expected [.., frames, {len(delays)}] for {len(delays)} delays"
+        )
     if not delays or min(delays) < 0:
         raise ValueError(f"delays: got {list(delays)}, expected one number of frames >= 0 per codebook")

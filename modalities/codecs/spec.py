@@ -23,6 +23,10 @@ class CodecSpec:
         """(codebooks, entries per codebook), without building: a model's tables and heads are sized by it."""
         raise NotImplementedError
 
+    def parameters(self) -> int:
+        """Number of (frozen) parameters of the built codec, buffers not counted."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogMelRVQSpec(CodecSpec):
@@ -43,8 +47,8 @@ class LogMelRVQSpec(CodecSpec):
 
     rate: int = 8000
     hop: int = 128
-    window: int = 512
-    mels: int = 48
+    window: int = 400
+    mels: int = 40
     group: int = 2
     codebooks: int = 4
     size: int = 128
@@ -107,6 +111,11 @@ class PretrainedCodecSpec(CodecSpec):
         module = importlib.import_module("modalities.codecs.pretrained")
         shape: tuple[int, int] = module.shape(self)
         return shape
+
+    def parameters(self) -> int:
+        module = importlib.import_module("modalities.codecs.pretrained")
+        count: int = module.parameters(self)
+        return count
 
 
 @dataclass(frozen=True, kw_only=True)
