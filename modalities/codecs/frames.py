@@ -1,4 +1,4 @@
-"""Codec frames in a model: summed embedding tables, one head for all codebooks, loss and sampling under a delay pattern.
+"""Codec frames in a model: summed tables, one head for all codebooks, loss and sampling under a delay pattern.
 
 Source: UniMoE-Audio (arXiv 2510.13344) and its released code: vocabulary size + 3 per channel (EOS, PAD, BOS), tables
 summed, one linear head, only channel 0 may end, then a countdown ends channel c d_c rows later.
@@ -7,6 +7,7 @@ summed, one linear head, only channel 0 may end, then a countdown ends channel c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +72,16 @@ class CodecFrames(nn.Module):
         top_k: int | None = None,
         guidance: float | None = None,
         least: int = 1,
+        ends: Literal["drawn", "likeliest"] = "drawn",
     ) -> list[Tensor]:
         """Samples codes [C, T_b] for each row of a prompt, least <= T_b <= frames.
 
         step         incremental: sees the prompt with the first (all-BOS) row, then one row at a time
         prompt       [B, S]; with `guidance` its rows are interleaved (conditioned, unconditioned, conditioned ...)
         temperature  0 takes the most likely code
-        guidance     s of logits = cond + s * (cond - uncond): 0 is none, as in the sheet
+        guidance     s of logits = cond + s * (cond - uncond): 0 is none, 1 the paper's setting for speech
+        ends         a row ends when channel 0 draws EOS, or (the paper's code) only where EOS is its likeliest symbol,
+                     which small models, unsure of the code, hardly ever reach
         """
         pairs = 1 if guidance is None else 2
         batch, device = prompt.shape[0] // pairs, prompt.embedding.device
@@ -90,7 +94,9 @@ class CodecFrames(nn.Module):
             logits = self.logits(step(tokens).embedding[:, -1])
             if guidance is not None:
                 logits = logits[0::2] + guidance * (logits[0::2] - logits[1::2])
-            row = self._draw(logits, least < r, temperature, top_k, generator)
+            row = self._draw(logits, temperature, top_k, generator)
+            if r > least:
+                row[:, 0] = torch.where(self._stops(logits[:, 0], ends, generator), self.eos, row[:, 0])
             ended = (row[:, 0] == self.eos) & (end == frames)
             end = torch.where(ended & (r - 1 < end), r - 1, end)
             rows.append(self._forced(row, r, end))
@@ -108,25 +114,24 @@ class CodecFrames(nn.Module):
         place = _next_position(prompt)[:, None, None]
         return cat_tokens([prompt, Tokens(embedding=self.embed(row[:, None]), position=place)])
 
-    def _draw(
-        self, logits: Tensor, may_end: bool, temperature: float, top_k: int | None, generator: torch.Generator
-    ) -> Tensor:
-        """Logits [B, C, V] to a row [B, C]: codes, and EOS in channel 0 where it is the most likely."""
-        banned = torch.zeros_like(logits, dtype=torch.bool)
-        banned[..., self.eos :] = True
-        banned[:, 0, self.eos] = not may_end
-        logits = logits.masked_fill(banned, -torch.inf)
-        ends = logits[:, 0].argmax(-1) == self.eos
-        if temperature > 0:
-            codes = logits[..., : self.size] / temperature
-            if top_k is not None and top_k < self.size:
-                codes = codes.masked_fill(codes < codes.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
-            chance = codes.softmax(-1).flatten(0, 1).cpu()
-            row = torch.multinomial(chance, 1, generator=generator).view(logits.shape[:2]).to(logits.device)
-        else:
-            row = logits[..., : self.size].argmax(-1)
-        row[:, 0] = torch.where(ends, self.eos, row[:, 0])
-        return row
+    def _draw(self, logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+        """Logits [B, C, V] to codes [B, C], without EOS, PAD and BOS."""
+        codes = logits[..., : self.size]
+        if temperature == 0:
+            return codes.argmax(-1)
+        if top_k is not None and top_k < self.size:
+            codes = codes.masked_fill(codes < codes.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
+        chance = (codes / temperature).softmax(-1).flatten(0, 1).cpu()
+        return torch.multinomial(chance, 1, generator=generator).view(codes.shape[:2]).to(codes.device)
+
+    def _stops(self, logits: Tensor, ends: str, generator: torch.Generator) -> Tensor:
+        """Logits [B, V] of channel 0 to whether each row ends here [B]."""
+        logits = logits[:, : self.eos + 1]
+        likeliest = logits.argmax(-1) == self.eos
+        if ends == "likeliest":
+            return likeliest
+        chance = logits.softmax(-1)[:, self.eos].cpu()
+        return (torch.rand(chance.shape, generator=generator) < chance).to(likeliest.device)
 
     def _forced(self, row: Tensor, r: int, end: Tensor) -> Tensor:
         """Row number r of the pattern with what is no choice put in: BOS before a channel starts, EOS and PAD after."""

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from modalities.codecs.base import Precise
 
+MOMENTUM = 0.99
 FLOOR = 1e-3  # magnitude of the quietest band kept: 60 dB below a full-scale sine
 
 
 class LogMel(Precise):
-    """Waveform [B, n] to log-mel frames [B, ceil(n / hop), mels]: natural logarithm of mel magnitudes, floored at -60 dB.
+    """Waveform [B, n] to log-mel frames [B, ceil(n / hop), mels]: log of mel magnitudes, at least -60 dB.
 
     Frame i is centred on sample (i + 0.5) * hop and sees zeros outside the recording, so frames of a padded batch equal
     those of its rows. A full-scale sine has magnitude 1. Filters are torchaudio's HTK triangles over 20 Hz .. rate / 2.
@@ -67,6 +68,6 @@ class LogMel(Precise):
             rebuilt = torch.stft(
                 audio, self.window, self.hop, window=self.hann, pad_mode="constant", return_complex=True
             )
-            moved = rebuilt - previous * (0.99 / 1.99)
+            moved = rebuilt - previous * (MOMENTUM / (1 + MOMENTUM))
             phase, previous = moved / moved.abs().clamp(min=1e-12), rebuilt
         return torch.istft(magnitude * phase, self.window, self.hop, window=self.hann, length=length)

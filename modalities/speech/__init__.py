@@ -1,0 +1,1 @@
+"""Speech: recordings to text, and text to recordings."""
