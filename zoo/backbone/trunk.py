@@ -1,0 +1,170 @@
+"""The trunk: a stack of blocks over token rows, ending in a norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from modalities.base import Tokens
+from zoo.backbone.blocks import BlockSpec, Place
+from zoo.backbone.cache import Cache
+from zoo.backbone.context import BlockContext, Carry
+from zoo.backbone.mask import attention_mask
+from zoo.backbone.norm import RMSNorm
+from zoo.backbone.rope import RopeSpec, angles
+from zoo.moe.layer import MoE
+from zoo.moe.record import LayerRecord
+from zoo.moe.routing import RoutingContext
+from zoo.spec import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersSpec:
+    """Equal blocks in a row.
+
+    repeat  how many
+    block   what each is
+    """
+
+    repeat: int = 1
+    block: BlockSpec
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1:
+            raise ValueError(f"repeat: got {self.repeat}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """The trunk.
+
+    dim         width D
+    layers      groups of equal blocks, in order
+    rope        rotary positions
+    norm_eps    epsilon of all norms
+    cond        width of the rows' conditioning, 0 for none
+    checkpoint  recompute activations of blocks in the backward pass instead of keeping them
+    """
+
+    dim: int
+    layers: tuple[LayersSpec, ...]
+    rope: RopeSpec = RopeSpec()
+    norm_eps: float = 1e-6
+    cond: int = 0
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim: got {self.dim}, expected 1 or more")
+        if not self.layers:
+            raise ValueError("layers: got none, expected at least one")
+        for i, layers in enumerate(self.layers):
+            try:
+                layers.block.check(self.dim, self.cond)
+                attention = getattr(layers.block, "attention", None)
+                if attention is not None:
+                    self.rope.check(attention.size(self.dim))
+            except ValueError as error:
+                raise ValueError(f"layers[{i}].block.{error}") from error
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(layers.repeat for layers in self.layers)
+
+    def cost(self, length: float = 0) -> Cost:
+        """Of the whole trunk, for a token that sees `length` keys."""
+        total = Cost(self.dim, self.dim, 0)  # the final norm
+        for layers in self.layers:
+            total = total + layers.block.cost(self.dim, length, self.cond).times(layers.repeat)
+        return total
+
+    def build(self) -> Backbone:
+        """The module."""
+        return Backbone(self)
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """tokens with the final normed states [B, S, D]; a record per MoE layer; all block outputs where asked for."""
+
+    tokens: Tokens
+    records: tuple[LayerRecord, ...]
+    hidden: tuple[Tensor, ...] = ()
+
+
+class Backbone(nn.Module):
+    """See BackboneSpec."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.blocks = nn.ModuleList()
+        attention = moe = 0
+        for layers in spec.layers:
+            for _ in range(layers.repeat):
+                block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond))
+                attention, moe = attention + len(block.attentions), moe + len(block.moes)
+                self.blocks.append(block)
+        self.attentions = attention
+        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+
+    def moe_layers(self) -> list[MoE]:
+        """The MoE layers in the order of their records."""
+        return [layer for block in self.blocks for layer in block.moes]  # type: ignore[operator, union-attr]
+
+    def new_cache(self) -> Cache:
+        """An empty key/value cache."""
+        return Cache(self.attentions)
+
+    def forward(
+        self,
+        tokens: Tokens,
+        cache: Cache | None = None,
+        *,
+        step: Tensor | None = None,
+        seed: int | None = None,
+        output_hidden: bool = False,
+    ) -> BackboneOutput:
+        """tokens -> final states and records. With a cache, `tokens` are the new ones only.
+
+        step is the optimiser step (schedules inside routers); seed draws the routers' noise in training.
+        """
+        ctx = self._context(tokens, cache, step, seed)
+        carry = Carry(values=self._begin(tokens, cache))
+        x, hidden = tokens.embedding, []
+        for block in self.blocks:
+            if self.spec.checkpoint and self.training and torch.is_grad_enabled():
+                x, carry = checkpoint(block, x, carry, ctx, use_reentrant=False)
+            else:
+                x, carry = block(x, carry, ctx)
+            if output_hidden:
+                hidden.append(x)
+        return BackboneOutput(tokens.replace(embedding=self.norm(x)), carry.records, tuple(hidden))
+
+    def _begin(self, tokens: Tokens, cache: Cache | None) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for layer in self.moe_layers():
+            values.update(layer.router.begin(tokens, cache))
+        return values
+
+    def _context(self, tokens: Tokens, cache: Cache | None, step: Tensor | None, seed: int | None) -> BlockContext:
+        position = tokens.position
+        if position is None:
+            start = 0 if cache is None else cache.length
+            index = torch.arange(start, start + tokens.shape[1], device=tokens.embedding.device)
+            position = index.view(1, -1, 1).expand(tokens.shape[0], -1, 1)
+        head_dim = next(a.size for block in self.blocks for a in block.attentions)  # type: ignore[operator, union-attr]
+        mask, causal = attention_mask(tokens, cache)
+        return BlockContext(
+            routing=RoutingContext.of(tokens, step=step, training=self.training),
+            rope=angles(position, self.spec.rope, head_dim),
+            mask=mask,
+            causal=causal,
+            cond=tokens.cond,
+            cache=cache,
+            seed=seed,
+        )

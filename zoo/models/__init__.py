@@ -1,0 +1,1 @@
+"""Whole models: what is assembled from trunk and modalities."""

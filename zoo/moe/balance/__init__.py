@@ -1,0 +1,1 @@
+"""Balance: losses and bias updates that keep experts in use."""

@@ -1,0 +1,57 @@
+"""Balance without a loss: the selection bias follows the load (arXiv 2408.15664; LongCat-Flash, 2509.01322 eq. 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.moe.balance.base import BalanceSpec
+from zoo.moe.pool import Pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasSpec(BalanceSpec):
+    """Adds weight * u(target - load) to the bias once per optimiser step; `weight` is the rate.
+
+    step    sign (u = sign, DeepSeek-V3) or proportional (u = identity, on shares of the slots)
+    target  routed | all: even load over the routed experts alone (null experts keep their bias, so they are the
+            fixed reference of a compute budget) or over all experts
+    routed_share  share of all slots that the routed experts together should get, None for what an even load gives
+    """
+
+    scope_counts: ClassVar[bool] = True
+    needs_bias: ClassVar[bool] = True
+
+    weight: float = 0.001
+    step: Literal["sign", "proportional"] = "sign"
+    target: Literal["routed", "all"] = "all"
+    routed_share: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.routed_share is not None and not 0 < self.routed_share <= 1:
+            raise ValueError(f"routed_share: got {self.routed_share}, expected more than 0 and at most 1")
+
+    def check(self, pool: Pool) -> None:
+        if self.routed_share is not None and self.routed_share < 1 and not pool.null.count:
+            raise ValueError("routed_share: without null experts the routed ones get all slots")
+
+    def targets(self, pool: Pool) -> Tensor:
+        """[E] the share of slots each expert should get."""
+        share = pool.routed / pool.experts if self.routed_share is None else self.routed_share
+        target = torch.full((pool.experts,), share / pool.routed)
+        if pool.null.count:
+            target[pool.routed :] = (1 - share) / pool.null.count
+        return target
+
+    def delta(self, counts: Tensor, pool: Pool) -> Tensor:
+        """[E], zero where nothing was counted."""
+        total = counts.sum()
+        error = self.targets(pool).to(counts.device) - counts / total.clamp(min=1)
+        change = error.sign() if self.step == "sign" else error
+        if self.target == "routed":
+            change[pool.routed :] = 0
+        return torch.where(total > 0, self.weight * change, 0).float()

@@ -1,0 +1,1 @@
+"""Dispatch: rows to where the weights live, and back."""

@@ -1,0 +1,1 @@
+"""Experts: what computes on the rows that were sent to it."""

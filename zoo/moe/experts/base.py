@@ -1,0 +1,53 @@
+"""The contract of routed experts: rows sorted by expert in, rows out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from zoo.moe.kernels import grouped, reference
+from zoo.moe.routing import RoutingContext, Rows
+from zoo.spec import Cost
+
+Backend = Literal["reference", "grouped"]
+LINEAR = {"reference": reference.linear, "grouped": grouped.linear}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """The description of one expert of a kind; `type` names it."""
+
+    kind: ClassVar[str] = "expert"
+
+    def cost(self, dim: int) -> Cost:
+        """Parameters and operations of one expert."""
+        raise NotImplementedError
+
+    def build(self, dim: int, count: int, backend: Backend) -> Experts:
+        """`count` experts, stacked."""
+        raise NotImplementedError
+
+
+class Experts(nn.Module):
+    """`experts(rows, ctx) -> [N, width]`: all routed experts of a layer, weights stacked [R, ...].
+
+    gating says where the slot's weight goes: on the output (default), on the input (the kind applies `rows.gate`
+    itself), or nowhere.
+    """
+
+    gating: ClassVar[Literal["output", "input", "none"]] = "output"
+
+    def __init__(self, count: int, width: int, backend: Backend) -> None:
+        super().__init__()
+        self.count, self.width, self.backend = count, width, backend
+        self.linear = LINEAR[backend]
+
+    def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
+        """[N, width]; rows behind sum(counts) are zero."""
+        raise NotImplementedError
+
+    def weigh(self, out: Tensor, gate: Tensor) -> Tensor:
+        """Applies the gate [N] to the output rows, where this kind wants it there."""
+        return out * gate[:, None].to(out.dtype) if self.gating == "output" else out

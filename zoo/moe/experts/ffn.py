@@ -1,0 +1,119 @@
+"""Feed-forward experts: SwiGLU (arXiv 2002.05202) and GELU, stacked as transformers stacks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.moe.experts.base import Backend, Experts, ExpertSpec
+from zoo.moe.routing import RoutingContext, Rows
+from zoo.spec import Cost, linear_cost
+
+
+def _check_hidden(hidden: int) -> None:
+    if hidden < 1:
+        raise ValueError(f"hidden: got {hidden}, expected 1 or more")
+
+
+def fan_in_(weight: Tensor) -> None:
+    """Normal initialisation with standard deviation 1 / sqrt(inputs), inputs being the last axis."""
+    nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLUSpec(ExpertSpec):
+    """down(silu(gate x) * up x), no bias.
+
+    hidden  width of the gated layer
+    """
+
+    hidden: int
+
+    def __post_init__(self) -> None:
+        _check_hidden(self.hidden)
+
+    def cost(self, dim: int) -> Cost:
+        return linear_cost(dim, 2 * self.hidden) + linear_cost(self.hidden, dim)
+
+    def build(self, dim: int, count: int, backend: Backend) -> SwiGLUExperts:
+        return SwiGLUExperts(self, dim, count, backend)
+
+
+class SwiGLUExperts(Experts):
+    """gate_up [R, 2F, D] (gate first), down [R, D, F]."""
+
+    def __init__(self, spec: SwiGLUSpec, dim: int, count: int, backend: Backend) -> None:
+        super().__init__(count, dim, backend)
+        self.gate_up = nn.Parameter(torch.empty(count, 2 * spec.hidden, dim))
+        self.down = nn.Parameter(torch.empty(count, dim, spec.hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all experts anew."""
+        fan_in_(self.gate_up)
+        fan_in_(self.down)
+
+    def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
+        gate, up = self.linear(rows.x, self.gate_up, rows.counts).chunk(2, dim=-1)
+        return self.linear(F.silu(gate) * up, self.down, rows.counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GELUSpec(ExpertSpec):
+    """down(gelu(up x)), with biases where asked (Switch, DeepSpeed-MoE, vision experts).
+
+    hidden       width of the inner layer
+    bias         whether both maps have a bias
+    approximate  none (exact) or tanh
+    """
+
+    hidden: int
+    bias: bool = False
+    approximate: str = "none"
+
+    def __post_init__(self) -> None:
+        _check_hidden(self.hidden)
+        if self.approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate: got {self.approximate!r}, expected 'none' or 'tanh'")
+
+    def cost(self, dim: int) -> Cost:
+        return linear_cost(dim, self.hidden, self.bias) + linear_cost(self.hidden, dim, self.bias)
+
+    def build(self, dim: int, count: int, backend: Backend) -> GELUExperts:
+        return GELUExperts(self, dim, count, backend)
+
+
+class GELUExperts(Experts):
+    """up [R, F, D], down [R, D, F], up_bias [R, F], down_bias [R, D]."""
+
+    def __init__(self, spec: GELUSpec, dim: int, count: int, backend: Backend) -> None:
+        super().__init__(count, dim, backend)
+        self.approximate = spec.approximate
+        self.up = nn.Parameter(torch.empty(count, spec.hidden, dim))
+        self.down = nn.Parameter(torch.empty(count, dim, spec.hidden))
+        self.up_bias = nn.Parameter(torch.zeros(count, spec.hidden)) if spec.bias else None
+        self.down_bias = nn.Parameter(torch.zeros(count, dim)) if spec.bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all experts anew."""
+        fan_in_(self.up)
+        fan_in_(self.down)
+
+    def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
+        hidden = _add_bias(self.linear(rows.x, self.up, rows.counts), self.up_bias, rows)
+        hidden = F.gelu(hidden, approximate=self.approximate)
+        return _add_bias(self.linear(hidden, self.down, rows.counts), self.down_bias, rows)
+
+
+def _add_bias(out: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
+    """Each row gets its expert's bias; rows behind sum(counts) get none."""
+    if bias is None:
+        return out
+    ends = rows.counts.cumsum(0)
+    expert = torch.searchsorted(ends, torch.arange(len(out), device=out.device), right=True)
+    padded = torch.cat([bias, torch.zeros_like(bias[:1])])
+    return out + padded[expert].to(out.dtype)

@@ -1,0 +1,1 @@
+"""Kernels: matrix products over rows sorted by expert."""

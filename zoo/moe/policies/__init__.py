@@ -1,0 +1,1 @@
+"""Policies: edits of a routing between router and dispatch."""

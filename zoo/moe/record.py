@@ -1,0 +1,21 @@
+"""What one MoE layer leaves behind in a forward pass: for balance, statistics and traces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zoo.moe.routing import Routing
+from zoo.moe.stats import Stats
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """routing and statistics of a [B, S] batch; document [T] where rows are packed; modality [T] where known."""
+
+    routing: Routing
+    stats: Stats
+    shape: tuple[int, int]
+    document: Tensor | None = None
+    modality: Tensor | None = None

@@ -1,0 +1,126 @@
+"""The router contract, and the linear gate most routers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modalities.base import Tokens
+from zoo.moe.pool import Pool, Properties
+from zoo.moe.routing import Routing, RoutingContext
+from zoo.spec import Cost, linear_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """The description of a router; `type` names it."""
+
+    kind: ClassVar[str] = "router"
+
+    def properties(self, pool: Pool) -> Properties:
+        """What the router promises over this pool."""
+        raise NotImplementedError
+
+    def check(self, pool: Pool) -> None:
+        """Raises ValueError("key: ...") where the router cannot choose from this pool."""
+
+    def mean_k(self, pool: Pool) -> float:
+        """Slots a token fills on average, at equal scores where the number varies."""
+        raise NotImplementedError
+
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        """Parameters and operations of the router itself."""
+        raise NotImplementedError
+
+    def build(self, dim: int, pool: Pool) -> Router:
+        """The router of a layer of width `dim`."""
+        raise NotImplementedError
+
+
+class Router(nn.Module):
+    """Chooses experts: `router(x [T, D], ctx) -> Routing`. Its parameters and state are float32.
+
+    `weigh` is pure and knows only noise-free logits, so that policies can edit a choice and weigh it anew.
+    """
+
+    bias: Tensor | None  # selection bias [E], where the router has one; changed once per optimiser step
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.register_buffer("bias", None)
+
+    def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
+        """x [T, D] clean (finite) inputs to a Routing; rows where ctx.mask is False choose nothing."""
+        raise NotImplementedError
+
+    def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights of a choice: raw [T, E + Ns], expert [T, K] (E = empty) -> gate [T, K], shared [T, Ns] or None."""
+        raise NotImplementedError
+
+    def begin(self, tokens: Tokens, cache: Any) -> dict[str, Tensor]:
+        """Once per forward of the trunk, before the first layer: carry for all layers. Nothing by default."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGateSpec(RouterSpec):
+    """A router whose logits are one bias-free linear map of its input.
+
+    jitter    training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
+    init_std  standard deviation of the initial gate weights
+    bias      holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
+    """
+
+    jitter: float = 0.0
+    init_std: float = 0.02
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter: got {self.jitter}, expected 0 <= jitter < 1")
+        if self.init_std < 0:
+            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
+
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        return linear_cost(dim, pool.columns)
+
+
+class LinearGate(Router):
+    """Holds the gate matrix [E + Ns, D] and the selection bias; subclasses choose and weigh."""
+
+    def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
+        super().__init__(pool)
+        self.jitter = spec.jitter
+        self.init_std = spec.init_std
+        self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(pool.experts, dtype=torch.float32) if spec.bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the gate anew; the bias starts at zero."""
+        nn.init.normal_(self.weight, std=self.init_std)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, D] -> raw logits [T, E + Ns], in float32 at least whatever autocast says."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype))
+
+    def selection_logits(self, x: Tensor, raw: Tensor, ctx: RoutingContext) -> Tensor:
+        """[T, E] the logits selection looks at: `raw`, or those of a jittered input in training."""
+        if not (self.jitter and ctx.training and ctx.generator is not None):
+            return raw[:, : self.pool.experts]
+        noise = torch.empty(x.shape, dtype=torch.float32, device=ctx.generator.device)
+        noise.uniform_(1 - self.jitter, 1 + self.jitter, generator=ctx.generator)
+        return self.logits(x * noise.to(x.device))[:, : self.pool.experts]
+
+    def eligible(self, scores: Tensor, ctx: RoutingContext) -> Tensor:
+        """Adds the selection bias and rules out excluded experts (-inf)."""
+        if self.bias is not None:
+            scores = scores + self.bias
+        return scores if ctx.exclude is None else scores.masked_fill(ctx.exclude, -torch.inf)

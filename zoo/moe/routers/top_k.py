@@ -1,0 +1,116 @@
+"""Top-k token choice: softmax or sigmoid scores, group-limited where asked (Mixtral, DeepSeek-V2/V3, OLMoE, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zoo.moe.pool import Pool, Properties
+from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routing import Routing, RoutingContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKSpec(LinearGateSpec):
+    """Every token goes to its k best experts.
+
+    k            experts per token
+    score        softmax | sigmoid: the positive score s_i of a logit (exp(l_i) or 1 / (1 + exp(-l_i)))
+    normalize    what weights are divided by: all (sum of s over all columns; the plain softmax), selected (sum over the
+                 chosen experts and the shared ones the router weighs), none (s itself; sigmoid only)
+    scale        factor on the weights of routed and null experts
+    groups       number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
+    top_groups   groups a token may choose from
+    group_score  a group ranks by its best expert (max) or by the sum of its two best (top2)
+    """
+
+    k: int = 2
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: Literal["all", "selected", "none"] = "selected"
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"k: got {self.k}, expected 1 or more")
+        if self.normalize == "none" and self.score == "softmax":
+            raise ValueError("normalize: softmax scores have no unnormalised form; expected 'all' or 'selected'")
+        if not 1 <= self.top_groups <= self.groups:
+            raise ValueError(f"top_groups: got {self.top_groups}, expected 1..{self.groups} (groups)")
+
+    def properties(self, pool: Pool) -> Properties:
+        return Properties(noise=self.jitter > 0)
+
+    def check(self, pool: Pool) -> None:
+        if self.k > pool.experts:
+            raise ValueError(f"k: got {self.k}, expected at most {pool.experts}, the number of routed and null experts")
+        if pool.experts % self.groups:
+            raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal groups")
+        per_group = pool.experts // self.groups
+        if self.top_groups * per_group < self.k:
+            raise ValueError(
+                f"top_groups: {self.top_groups} groups of {per_group} experts hold fewer than k = {self.k}"
+            )
+        if self.group_score == "top2" and self.groups > 1 and per_group < 2:
+            raise ValueError(f"group_score: top2 needs two experts in a group, there are {per_group}")
+        if self.k == 1 and pool.experts > 1 and self.normalize == "selected" and not pool.shared:
+            raise ValueError(
+                "normalize: with k = 1 the normalised weight is the constant 1 and the task loss never reaches the "
+                "router; expected normalize: all (or none with sigmoid scores), or k of 2 and more"
+            )
+
+    def mean_k(self, pool: Pool) -> float:
+        return float(self.k)
+
+    def build(self, dim: int, pool: Pool) -> TopKRouter:
+        return TopKRouter(self, dim, pool)
+
+
+class TopKRouter(LinearGate):
+    """See TopKSpec."""
+
+    def __init__(self, spec: TopKSpec, dim: int, pool: Pool) -> None:
+        super().__init__(spec, dim, pool)
+        self.spec = spec
+
+    def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
+        raw = self.logits(x)
+        logits = self.selection_logits(x, raw, ctx)
+        scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
+        scores = self.eligible(scores, ctx)
+        if self.spec.groups > 1:
+            scores = self._limit_groups(scores)
+        best, expert = scores.topk(self.spec.k, dim=-1)
+        chosen = ctx.mask[:, None] & (best > -torch.inf)
+        expert = torch.where(chosen, expert, self.pool.experts)
+        gate, shared = self.weigh(raw, expert)
+        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
+
+    def _limit_groups(self, scores: Tensor) -> Tensor:
+        """-inf outside the best `top_groups` groups (arXiv 2405.04434 section 2.2.2, 2412.19437 section 2.1.2)."""
+        grouped = scores.unflatten(-1, (self.spec.groups, -1))
+        ranks = grouped.amax(-1) if self.spec.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
+        best = ranks.topk(self.spec.top_groups, dim=-1).indices
+        keep = torch.zeros_like(ranks, dtype=torch.bool).scatter(1, best, True)
+        return grouped.masked_fill(~keep[..., None], -torch.inf).flatten(-2)
+
+    def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        full = expert < self.pool.experts
+        index = expert.clamp(max=self.pool.experts - 1)
+        score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
+        gate = torch.where(full, score.gather(1, index), 0)
+        shared = score[:, self.pool.experts :]
+        if self.spec.normalize == "selected":
+            total = gate.sum(-1, keepdim=True) + shared.sum(-1, keepdim=True)
+        elif self.spec.normalize == "all":
+            total = score.sum(-1, keepdim=True)
+        else:
+            total = torch.ones_like(gate[:, :1])
+        total = total.clamp(min=torch.finfo(total.dtype).tiny)
+        return gate / total * self.spec.scale, shared / total if self.pool.shared else None

@@ -1,0 +1,142 @@
+"""Top-p (nucleus) token choice: as many experts as the router is unsure (arXiv 2403.07652, UniMoE-Audio 2510.13344)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zoo.moe.pool import Pool, Properties
+from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routing import Routing, RoutingContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopPSpec(LinearGateSpec):
+    """Every token goes to the smallest set of its best experts whose probabilities sum to at least p.
+
+    p          probability mass, 0 < p <= 1; 1 keeps all
+    max_k      most experts per token; None is ceil(p E), which no row exceeds
+    min_k      fewest experts per token
+    combine    weights inside the chosen set: prob (proportional to the probability), uniform (1 / k), sparsemixer (a pick
+               weighs 1 over its near ties, as in the released UniMoE-Audio; see `near_tie`)
+    normalize  selected (the set, and the shared experts the router weighs, share the weight 1) or all (the weights are
+               the plain probabilities; combine must be prob)
+    near_tie   relative gap below which sparsemixer calls two logits tied, divided by two
+    """
+
+    p: float = 0.7
+    max_k: int | None = None
+    min_k: int = 1
+    combine: Literal["prob", "uniform", "sparsemixer"] = "prob"
+    normalize: Literal["all", "selected"] = "selected"
+    near_tie: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p <= 1:
+            raise ValueError(f"p: got {self.p}, expected 0 < p <= 1")
+        if self.min_k < 1:
+            raise ValueError(f"min_k: got {self.min_k}, expected 1 or more")
+        if self.max_k is not None and self.max_k < self.min_k:
+            raise ValueError(f"max_k: got {self.max_k}, expected at least min_k = {self.min_k}")
+        if self.normalize == "all" and self.combine != "prob":
+            raise ValueError(f"normalize: 'all' needs combine: prob, got combine: {self.combine}")
+
+    def slots(self, pool: Pool) -> int:
+        """K: the most experts a token can fill. The k best of E hold at least k / E, so ceil(p E) always suffices;
+        a selection bias or an exclusion breaks that order, so all E are provided there."""
+        bound = pool.experts if self.bias or self.p >= 1 else min(pool.experts, math.ceil(self.p * pool.experts))
+        return max(self.min_k, bound if self.max_k is None else min(self.max_k, pool.experts))
+
+    def properties(self, pool: Pool) -> Properties:
+        # one chosen expert of normalised weight is the constant 1; equal weights never depend on the logits
+        weighed = self.normalize == "all" or pool.shared > 0
+        exact = weighed or (self.combine == "prob" and self.min_k > 1)
+        gradient: Literal["exact", "partial", "none"] = "exact" if exact else "partial"
+        if not weighed and self.combine != "prob":
+            gradient = "none"
+        return Properties(noise=self.jitter > 0, fixed_k=False, task_gradient=gradient)
+
+    def check(self, pool: Pool) -> None:
+        for name in ("min_k", "max_k"):
+            value = getattr(self, name)
+            if value is not None and value > pool.experts:
+                raise ValueError(f"{name}: got {value}, expected at most {pool.experts}, routed and null experts")
+        if self.properties(pool).task_gradient == "none":
+            raise ValueError(
+                f"combine: weights of {self.combine!r} do not depend on the logits, so the task loss never reaches the "
+                "router; expected combine: prob, or shared experts weighed by the router (shared.gate: router)"
+            )
+        if self.slots(pool) == 1 and pool.experts > 1 and self.normalize == "selected" and not pool.shared:
+            raise ValueError("max_k: one expert of normalised weight 1 leaves the router without task gradient")
+
+    def mean_k(self, pool: Pool) -> float:
+        return float(min(self.slots(pool), max(self.min_k, math.ceil(self.p * pool.experts))))
+
+    def build(self, dim: int, pool: Pool) -> TopPRouter:
+        return TopPRouter(self, dim, pool)
+
+
+class TopPRouter(LinearGate):
+    """See TopPSpec."""
+
+    def __init__(self, spec: TopPSpec, dim: int, pool: Pool) -> None:
+        super().__init__(spec, dim, pool)
+        self.spec = spec
+        self.slots = spec.slots(pool)
+
+    def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
+        raw = self.logits(x)
+        probs = torch.softmax(self.selection_logits(x, raw, ctx), dim=-1)
+        scores = self.eligible(probs, ctx)
+        slots = self.slots if ctx.exclude is None else self.spec.max_k or self.pool.experts
+        best, expert = scores.topk(slots, dim=-1)
+        # the mass before each expert; never cumsum - p, which is inexact
+        mass = probs.gather(1, expert).cumsum(-1)
+        before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
+        rank = torch.arange(slots, device=x.device)
+        keep = (before < self.spec.p) | (rank < self.spec.min_k)
+        if self.spec.p >= 1:  # a float32 sum may reach 1 early
+            keep = torch.ones_like(keep)
+        keep = keep & ctx.mask[:, None] & (best > -torch.inf)
+        expert = torch.where(keep, expert, self.pool.experts)
+        gate, shared = self.weigh(raw, expert)
+        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
+
+    def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        """With shared columns the softmax runs over the chosen and the shared ones (UniMoE-Audio, step 7)."""
+        experts = self.pool.experts
+        full = expert < experts
+        index = expert.clamp(max=experts - 1)
+        logit = raw.gather(1, index)
+        if self.spec.normalize == "all":
+            prob = torch.softmax(raw, dim=-1)
+            gate = torch.where(full, prob.gather(1, index), 0)
+            return gate, prob[:, experts:] if self.pool.shared else None
+        columns = torch.cat([logit.masked_fill(~full, -torch.inf), raw[:, experts:]], dim=-1)
+        empty = torch.isneginf(columns).all(-1, keepdim=True)
+        share = torch.softmax(columns.masked_fill(empty, 0), dim=-1)
+        gate = torch.where(full, share[:, : expert.shape[1]], 0)
+        if self.spec.combine != "prob":
+            inner = full / full.sum(-1, keepdim=True).clamp(min=1)
+            if self.spec.combine == "sparsemixer":
+                inner = self._near_tie_weights(raw[:, :experts], index, full)
+            gate = gate.sum(-1, keepdim=True) * inner
+        return gate, share[:, expert.shape[1] :] if self.pool.shared else None
+
+    def _near_tie_weights(self, logits: Tensor, index: Tensor, full: Tensor) -> Tensor:
+        """[T, K] A pick weighs exp(best) / sum exp over the experts not picked before it that nearly tie with it
+        (relative gap, so not shift-invariant); then all are divided by their sum + 1e-6 (UniMoE-Audio, steps 4-5)."""
+        best = logits.gather(1, index)[..., None]
+        rivals = logits[:, None, :]
+        scale = torch.maximum(best.abs(), rivals.abs()).clamp(min=torch.finfo(logits.dtype).tiny)
+        tied = (best - rivals) / scale <= 2 * self.spec.near_tie
+        picks = torch.nn.functional.one_hot(index, logits.shape[1]) * full[..., None]
+        earlier = picks.cumsum(1) - picks
+        rival_mass = torch.where(tied & (earlier == 0), (rivals - best).exp(), 0).sum(-1)
+        multiplier = torch.where(full, 1 / rival_mass.clamp(min=1), 0)
+        return multiplier / (multiplier.sum(-1, keepdim=True) + 1e-6)

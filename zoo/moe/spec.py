@@ -1,0 +1,105 @@
+"""The description of the MoE layer; it checks its parts against each other and counts what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from zoo.moe.balance.base import BalanceSpec
+from zoo.moe.dispatch.base import DispatchSpec
+from zoo.moe.dispatch.local import LocalSpec
+from zoo.moe.experts.base import Backend, ExpertSpec
+from zoo.moe.experts.null import null_cost
+from zoo.moe.experts.shared import SharedSpec
+from zoo.moe.feed_forward import FeedForwardSpec
+from zoo.moe.policies.base import PolicySpec
+from zoo.moe.pool import NullSpec, Pool, Properties
+from zoo.moe.routers.base import RouterSpec
+from zoo.spec import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoESpec(FeedForwardSpec):
+    """A feed-forward layer of routed, shared and null experts.
+
+    routed        number of routed experts
+    experts       what one routed expert is
+    router        how tokens choose
+    null          null experts in the pool, by kind
+    shared        experts every token uses, or null for none
+    policy        edits of the routing before dispatch, in order
+    balance       losses and bias updates that keep experts in use
+    dispatch      how rows reach their experts
+    backend       grouped (sorted rows, grouped products) or reference (readable, slow)
+    allow_future  permits parts whose result for a token depends on later tokens in a causal model
+    """
+
+    routed: int
+    experts: ExpertSpec
+    router: RouterSpec
+    null: NullSpec = NullSpec()
+    shared: SharedSpec | None = None
+    policy: tuple[PolicySpec, ...] = ()
+    balance: tuple[BalanceSpec, ...] = ()
+    dispatch: DispatchSpec = LocalSpec()
+    backend: Backend = "grouped"
+    allow_future: bool = False
+
+    def __post_init__(self) -> None:
+        if self.routed < 1:
+            raise ValueError(f"routed: got {self.routed}, expected 1 or more (null experts alone compute nothing)")
+        parts = [("router", self.router)]
+        parts += [(f"policy[{i}]", p) for i, p in enumerate(self.policy)]  # type: ignore[misc]
+        parts += [(f"balance[{i}]", b) for i, b in enumerate(self.balance)]  # type: ignore[misc]
+        for path, part in parts:
+            _check(path, part, self.pool)
+        for i, rule in enumerate(self.balance):
+            if rule.needs_bias and not getattr(self.router, "bias", False):
+                raise ValueError(f"router.bias: must be true, balance[{i}] updates the selection bias")
+        for path, part in parts[: 1 + len(self.policy)]:
+            if not part.properties(self.pool).causal and not self.allow_future:
+                raise ValueError(f"{path}: lets later tokens matter; set allow_future: true, or choose a causal part")
+
+    @property
+    def pool(self) -> Pool:
+        """The experts the router chooses from."""
+        return Pool(routed=self.routed, null=self.null, shared=self.shared.columns if self.shared else 0)
+
+    def properties(self) -> Properties:
+        """What the layer as a whole promises: the weakest promise of router and policies."""
+        scopes, gradients = ("token", "sequence", "batch"), ("exact", "partial", "estimator", "none")
+        result = self.router.properties(self.pool)
+        for policy in self.policy:
+            other = policy.properties(self.pool)
+            result = replace(
+                result,
+                scope=max(result.scope, other.scope, key=scopes.index),
+                causal=result.causal and other.causal,
+                task_gradient=max(result.task_gradient, other.task_gradient, key=gradients.index),
+                noise=result.noise or other.noise,
+                fixed_k=result.fixed_k and other.fixed_k,
+            )
+        return result
+
+    def cost(self, dim: int) -> Cost:
+        """Null experts take their share of a token's slots: at even load a token uses
+        mean k * R / E routed experts."""
+        expert, pool = self.experts.cost(dim), self.pool
+        used = self.router.mean_k(pool) * self.routed / pool.experts
+        routed = Cost(expert.total * self.routed, expert.active * used, expert.flops * used)
+        shared = self.shared.cost(dim) if self.shared else Cost()
+        return self.router.cost(dim, pool) + routed + shared + null_cost(dim, pool)
+
+    def build(self, dim: int) -> nn.Module:
+        """The layer."""
+        from zoo.moe.layer import MoE
+
+        return MoE(self, dim)
+
+
+def _check(path: str, part: RouterSpec | PolicySpec | BalanceSpec, pool: Pool) -> None:
+    try:
+        part.check(pool)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error

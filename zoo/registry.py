@@ -1,0 +1,123 @@
+"""Names to parts: (kind, type) -> "module:object", imported on first use.
+
+Parts never import this module. A third-party package registers by entry points of the group `moezoo.parts`, named
+`kind.type` with the value `module:Class`; nothing of it is imported before its name is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from importlib import metadata
+from typing import Any
+
+GROUP = "moezoo.parts"
+
+TABLE: dict[str, dict[str, str]] = {
+    "router": {
+        "top_k": "zoo.moe.routers.top_k:TopKSpec",
+        "top_p": "zoo.moe.routers.top_p:TopPSpec",
+    },
+    "policy": {
+        "capacity": "zoo.moe.policies.capacity:CapacitySpec",
+    },
+    "expert": {
+        "swiglu": "zoo.moe.experts.ffn:SwiGLUSpec",
+        "gelu": "zoo.moe.experts.ffn:GELUSpec",
+    },
+    "balance": {
+        "switch": "zoo.moe.balance.switch:SwitchSpec",
+        "z_loss": "zoo.moe.balance.z_loss:ZLossSpec",
+        "bias": "zoo.moe.balance.bias:BiasSpec",
+    },
+    "dispatch": {
+        "local": "zoo.moe.dispatch.local:LocalSpec",
+    },
+    "ffn": {
+        "dense": "zoo.moe.feed_forward:DenseSpec",
+        "moe": "zoo.moe.spec:MoESpec",
+    },
+    "block": {
+        "sequential": "zoo.backbone.blocks:SequentialSpec",
+        "adaln": "zoo.backbone.blocks:AdaLNSpec",
+    },
+    "model": {
+        "unified": "zoo.models.unified:UnifiedSpec",
+    },
+    "modality": {},
+    "data": {},
+}
+
+
+class RegistryError(ValueError):
+    """An unknown or clashing name."""
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    """ " (did you mean 'x'?)" for the nearest of `choices`, or nothing."""
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@functools.cache
+def _plugins() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for point in metadata.entry_points(group=GROUP):
+        kind, _, name = point.name.partition(".")
+        if not name or kind not in TABLE:
+            raise RegistryError(f"plug-in {point.name!r}: expected 'kind.type' with a kind of {sorted(TABLE)}")
+        if name in TABLE[kind] or name in found.get(kind, {}):
+            raise RegistryError(f"plug-in {point.name!r} ({point.value}): the name is taken by another part")
+        found.setdefault(kind, {})[name] = point.value
+    return found
+
+
+def kinds() -> list[str]:
+    """All kinds of parts."""
+    return sorted(TABLE)
+
+
+def names(kind: str) -> list[str]:
+    """The registered types of a kind, those of plug-ins included."""
+    if kind not in TABLE:
+        raise RegistryError(f"no kind {kind!r}{nearest(kind, kinds())}; kinds are {', '.join(kinds())}")
+    return sorted([*TABLE[kind], *_plugins().get(kind, {})])
+
+
+def register(kind: str, name: str, target: str) -> None:
+    """Adds a part at run time, `target` being "module:Class". A clash is an error."""
+    if name in names(kind):
+        raise RegistryError(f"{kind} {name!r} is already registered as {_target(kind, name)}")
+    TABLE[kind][name] = target
+
+
+def _target(kind: str, name: str) -> str:
+    choices = names(kind)
+    if name not in choices:
+        raise RegistryError(f"no {kind} {name!r}{nearest(name, choices)}; {kind} types are {', '.join(choices)}")
+    return TABLE[kind].get(name) or _plugins()[kind][name]
+
+
+def get(kind: str, name: str) -> Any:
+    """The class behind a name. Raises RegistryError with the near miss, or ImportError of the part's own."""
+    module, _, attribute = _target(kind, name).partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def is_registered(cls: type) -> bool:
+    """Whether a spec class is itself a registered part (and not only the base of a socket)."""
+    return _type_name(cls) is not None
+
+
+def type_of(spec: object) -> str:
+    """The registered type of a spec object, by its class."""
+    name = _type_name(type(spec))
+    if name is None:
+        raise RegistryError(f"{type(spec).__qualname__} is not registered under {getattr(spec, 'kind', None)!r}")
+    return name
+
+
+def _type_name(cls: type) -> str | None:
+    kind, target = str(getattr(cls, "kind", None)), f"{cls.__module__}:{cls.__qualname__}"
+    return next((name for name in names(kind) if _target(kind, name) == target), None)
