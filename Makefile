@@ -35,4 +35,4 @@ wheel: setup  ## dist/moezoo-*.whl
 
 clean:  ## remove what builds and checks leave behind; .venv and outputs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
-	@find zoo modalities training demos benchmarks tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
