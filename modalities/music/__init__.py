@@ -1,0 +1,1 @@
+"""Music: four-voice notes per sixteenth, or codec frames, in and out."""
