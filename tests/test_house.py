@@ -137,15 +137,9 @@ def unsafe(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, what) wherever a file could run code that came with data."""
     forbidden = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module or ""]
-        else:
-            names = []
-        for name in names:
-            if name.split(".")[0] in forbidden:
-                yield node.lineno, f"imports {name}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from ((node.lineno, f"imports {name}") for name in names if name.split(".")[0] in forbidden)
         if not isinstance(node, ast.Call):
             continue
         if (

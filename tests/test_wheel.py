@@ -41,7 +41,14 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("second")
     run(sys.executable, "-m", "venv", "--without-pip", home / "env", cwd=home)
     binaries = home / "env" / "bin"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", binaries / "python"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        binaries / "python",
+    ]
     run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=home)
     # A .pth file adds the folder but reads no .pth file in it: the editable install of the checkout stays unseen.
     site = run(binaries / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
