@@ -1,0 +1,45 @@
+"""Conditions of a generated image: the time step, and a class or a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modalities.diffusion.spec import TIME_WIDTH
+
+
+class TimeEmbedding(nn.Module):
+    """Times [B] in [0, 1] to [B, dim]: sines and cosines of 1000 t, then a small MLP (Peebles and Xie 2023, DiT)."""
+
+    rate: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = TIME_WIDTH // 2
+        self.register_buffer("rate", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = 1000 * t[:, None].float() * self.rate
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+
+
+def class_labels(values: Sequence[int] | Sequence[str] | Tensor, classes: int) -> Tensor:
+    """Labels [B] as int64. Raises ValueError for what is no label of one of `classes` classes."""
+    if not isinstance(values, Tensor) and any(isinstance(v, str) for v in values):
+        raise ValueError(f"conditions: got {list(values)}, expected class numbers 0..{classes - 1}, not words")
+    labels = torch.as_tensor(values, dtype=torch.int64)
+    if labels.ndim != 1 or (labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes)):
+        raise ValueError(f"conditions: got {labels.tolist()}, expected a list of class numbers 0..{classes - 1}")
+    return labels
+
+
+def prompt_ids(tokenizer: Any, prompt: str, longest: int) -> Tensor:
+    """Token ids [1..longest] of a prompt behind the start mark; the mark alone is the free condition."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"conditions: got {prompt!r}, expected a prompt in words")
+    return torch.tensor([tokenizer.bos, *tokenizer.encode(prompt)][:longest])
