@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,26 +58,33 @@ def read_rows(
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """(row number, row) of a JSONL or CSV file; rows count from 1, a CSV header not counted."""
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
     suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise ValueError(f"{path}: a manifest ends in .jsonl or .csv, got {suffix or 'no suffix'!r}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the manifest to UTF-8") from error
-    if suffix == ".csv":
-        for i, row in enumerate(csv.DictReader(text.splitlines(keepends=True), strict=True), 1):
-            if None in row:
-                raise ValueError(f"{path}, row {i}: more cells than the header has columns; quote cells with commas")
-            yield i, dict(row)
-    elif suffix in (".jsonl", ".json"):
-        for i, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, row {i}: not JSON ({error.msg} at column {error.colno})") from error
-            if not isinstance(row, Mapping):
-                raise ValueError(f"{path}, row {i}: expected an object with columns, got {type(row).__name__}")
-            yield i, dict(row)
-    else:
-        raise ValueError(f"{path}: a manifest ends in .jsonl or .csv, got {suffix or 'no suffix'!r}")
+    yield from readers[suffix](path, text)
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+    for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+        if None in row:
+            raise ValueError(f"{path}, row {i}: more cells than the header has columns; quote cells with commas")
+        yield i, dict(row)
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+    # Not str.splitlines: U+2028 and the like may stand inside a JSON string.
+    for i, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, row {i}: not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{path}, row {i}: expected an object with columns, got {type(row).__name__}")
+        yield i, dict(row)

@@ -1,0 +1,1 @@
+"""Time series: points or patches of values in, forecasts of any horizon out."""
