@@ -45,8 +45,57 @@ TABLE: dict[str, dict[str, str]] = {
     "model": {
         "unified": "zoo.models.unified:UnifiedSpec",
     },
-    "modality": {},
-    "data": {},
+    "modality": {
+        "text": "modalities.text.spec:TextSpec",
+        "vision": "modalities.vision.spec:VisionSpec",
+        "speech": "modalities.speech.spec:SpeechSpec",
+        "music": "modalities.music.spec:MusicSpec",
+        "diffusion": "modalities.diffusion.spec:DiffusionSpec",
+        "time_series": "modalities.time_series.spec:TimeSeriesSpec",
+    },
+    "tokenizer": {
+        "bytes": "modalities.text.tokenizer:BytesSpec",
+        "hugging_face": "modalities.text.tokenizer:HuggingFaceSpec",
+    },
+    "tower": {
+        "patch": "modalities.vision.towers:PatchTowerSpec",
+        "timm": "modalities.vision.towers:TimmTowerSpec",
+    },
+    "objective": {
+        "flow": "modalities.diffusion.objectives:FlowSpec",
+        "ddpm": "modalities.diffusion.objectives:DdpmSpec",
+    },
+    "autoencoder": {
+        "pixels": "modalities.diffusion.autoencoders:PixelsSpec",
+        "diffusers": "modalities.diffusion.autoencoders:DiffusersSpec",
+    },
+    "music_representation": {
+        "notes": "modalities.music.spec:NotesSpec",
+        "codec": "modalities.music.spec:CodecMusicSpec",
+    },
+    "codec": {
+        "log_mel_rvq": "modalities.codecs.spec:LogMelRVQSpec",
+        "dac": "modalities.codecs.spec:DacSpec",
+        "encodec": "modalities.codecs.spec:EncodecSpec",
+        "mimi": "modalities.codecs.spec:MimiSpec",
+    },
+    "data": {
+        "tinyshakespeare": "modalities.text.data:TinyShakespeareSpec",
+        "docstrings": "modalities.text.data:DocstringsSpec",
+        "text_files": "modalities.text.data:TextFilesSpec",
+        "sklearn_digits": "modalities.vision.data:SklearnDigitsSpec",
+        "cifar10": "modalities.vision.data:Cifar10Spec",
+        "image_files": "modalities.vision.data:ImageFilesSpec",
+        "fsdd": "modalities.speech.data:FsddSpec",
+        "spoken_digits": "modalities.speech.data:SpokenDigitsSpec",
+        "audio_files": "modalities.speech.data:AudioFilesSpec",
+        "jsb": "modalities.music.data:ChoralesSpec",
+        "tunes": "modalities.music.data:TunesSpec",
+        "note_files": "modalities.music.data:NoteFilesSpec",
+        "ett_h1": "modalities.time_series.data:ETTh1Spec",
+        "el_nino": "modalities.time_series.data:ElNinoSpec",
+        "series_files": "modalities.time_series.data:SeriesFilesSpec",
+    },
 }
 
 

@@ -1,0 +1,140 @@
+"""The unified model: modalities around one trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from modalities.base import Batch, Loss, Modality, ModalitySpec, Step, Tokens
+from zoo.backbone.cache import Cache
+from zoo.backbone.trunk import BackboneOutput, BackboneSpec
+from zoo.models.verbs import Verbs
+from zoo.moe.layer import MoE
+from zoo.moe.record import LayerRecord
+from zoo.spec import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The description of a whole model; `type` names it."""
+
+    kind: ClassVar[str] = "model"
+
+    def cost(self, length: float = 0) -> Cost:
+        """Parameters, active parameters and operations per token that sees `length` keys."""
+        raise NotImplementedError
+
+    def build(self) -> nn.Module:
+        """The model with random weights drawn from torch's global generator."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifiedSpec(ModelSpec):
+    """Any modalities on one trunk.
+
+    backbone    the trunk
+    modalities  name -> modality; names are free, `text` is shared with the others for prompts and transcripts
+    """
+
+    backbone: BackboneSpec
+    modalities: dict[str, ModalitySpec]
+
+    def __post_init__(self) -> None:
+        if not self.modalities:
+            raise ValueError("modalities: got none, expected at least one")
+        for name in self.modalities:
+            if not name.isidentifier():
+                raise ValueError(f"modalities: {name!r} is no name; expected letters, digits and underscores")
+
+    def cost(self, length: float = 0) -> Cost:
+        """Modalities are counted as held, and those parameters as inactive: which are used depends on the batch."""
+        held = sum(m.parameters(self.backbone.dim) for m in self.modalities.values())
+        return self.backbone.cost(length) + Cost(held, 0, 0)
+
+    def build(self) -> Unified:
+        return Unified(self)
+
+
+@dataclass(frozen=True)
+class ForwardOutput:
+    """loss of a batch as a sum (None without a loss); final hidden tokens; a record per MoE layer."""
+
+    loss: Loss
+    tokens: Tokens
+    records: tuple[LayerRecord, ...]
+
+
+class Unified(Verbs, nn.Module):
+    """See UnifiedSpec. What people call (`generate`, `forecast`, `speak`, ...) is in `zoo.models.verbs`."""
+
+    def __init__(self, spec: UnifiedSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = spec.backbone.build()
+        dim = spec.backbone.dim
+        self.modalities = nn.ModuleDict()
+        text = spec.modalities["text"].build(dim) if "text" in spec.modalities else None
+        for name, part in spec.modalities.items():
+            module = text if name == "text" and text is not None else part.build(dim, text)
+            if module.axes not in (1, spec.backbone.rope.axes):
+                raise ValueError(
+                    f"backbone.rope.axes: got {spec.backbone.rope.axes}, but modality {name!r} has {module.axes} axes"
+                )
+            self.modalities[name] = module
+
+    def modality(self, name: str) -> Modality:
+        """A modality by name. Raises KeyError naming those there are."""
+        if name not in self.modalities:
+            raise KeyError(f"this model has no modality {name!r}; it has {', '.join(self.modalities)}")
+        return self.modalities[name]  # type: ignore[return-value]
+
+    def moe_layers(self) -> list[MoE]:
+        """The MoE layers in the order of their records."""
+        return self.backbone.moe_layers()
+
+    def run(
+        self,
+        tokens: Tokens,
+        name: str,
+        cache: Cache | None = None,
+        *,
+        step: Tensor | None = None,
+        seed: int | None = None,
+        output_hidden: bool = False,
+    ) -> BackboneOutput:
+        """The trunk over one modality's tokens."""
+        if tokens.modality is None:
+            index = list(self.modalities).index(name)
+            filled = torch.full(tokens.shape, index, dtype=torch.int64, device=tokens.embedding.device)
+            tokens = tokens.replace(modality=filled)
+        if not self.spec.backbone.cond:
+            tokens = tokens.replace(cond=None)
+        return self.backbone(tokens, cache, step=step, seed=seed, output_hidden=output_hidden)
+
+    def forward(
+        self, name: str, batch: Batch, *, step: Tensor | None = None, seed: int | None = None
+    ) -> ForwardOutput:
+        """A prepared batch of one modality to its loss, hidden states and routing records."""
+        modality = self.modality(name)
+        out = self.run(modality.encode(batch), name, step=step, seed=seed)
+        return ForwardOutput(modality.loss(out.tokens, batch), out.tokens, out.records)
+
+    def stepper(self, name: str) -> Step:
+        """A fresh `step: Tokens -> Tokens` for sampling: with its own key/value cache where the modality feeds only
+        new tokens."""
+        cache = self.backbone.new_cache() if self.modality(name).incremental else None
+
+        def step(tokens: Tokens) -> Tokens:
+            return self.run(tokens, name, cache).tokens
+
+        return step
+
+    def batch_to(self, batch: Mapping[str, Tensor]) -> Batch:
+        """A batch on the model's device."""
+        device = next(self.parameters()).device
+        return {key: value.to(device) for key, value in batch.items()}
