@@ -127,12 +127,20 @@ class RoutingContext:
         mask = tokens.mask
         if mask is None:
             mask = torch.ones(rows, length, dtype=torch.bool, device=tokens.embedding.device)
-        flat = {
-            name: None if value is None else value.reshape(rows * length, *value.shape[2:])
-            for name in ("position", "document", "modality", "ids")
-            for value in [getattr(tokens, name)]
-        }
-        return cls(shape=(rows, length), mask=mask.reshape(-1), cond=tokens.cond, **flat, **more)
+
+        def flat(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.reshape(rows * length, *value.shape[2:])
+
+        return cls(
+            shape=(rows, length),
+            mask=mask.reshape(-1),
+            cond=tokens.cond,
+            position=flat(tokens.position),
+            document=flat(tokens.document),
+            modality=flat(tokens.modality),
+            ids=flat(tokens.ids),
+            **more,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class MoESpec(FeedForwardSpec):
     routed        number of routed experts
     experts       what one routed expert is
     router        how tokens choose
-    null          null experts in the pool, by kind
+    null_experts  null experts in the pool, by kind
     shared        experts every token uses, or null for none
     policy        edits of the routing before dispatch, in order
     balance       losses and bias updates that keep experts in use
@@ -38,7 +38,7 @@ class MoESpec(FeedForwardSpec):
     routed: int
     experts: ExpertSpec
     router: RouterSpec
-    null: NullSpec = NullSpec()
+    null_experts: NullSpec = NullSpec()
     shared: SharedSpec | None = None
     policy: tuple[PolicySpec, ...] = ()
     balance: tuple[BalanceSpec, ...] = ()
@@ -64,7 +64,7 @@ class MoESpec(FeedForwardSpec):
     @property
     def pool(self) -> Pool:
         """The experts the router chooses from."""
-        return Pool(routed=self.routed, null=self.null, shared=self.shared.columns if self.shared else 0)
+        return Pool(routed=self.routed, null=self.null_experts, shared=self.shared.columns if self.shared else 0)
 
     def properties(self) -> Properties:
         """What the layer as a whole promises: the weakest promise of router and policies."""

@@ -91,5 +91,5 @@ class BalanceSpec:
         return None
 
     def delta(self, counts: Tensor, pool: Pool) -> Tensor | None:
-        """The change of the selection bias [E] for the counts [E] of a whole optimiser step; None where it is a loss."""
+        """The change of the bias [E] for the counts [E] of a whole optimiser step; None where the rule is a loss."""
         return None

@@ -1,4 +1,4 @@
-"""The switch balance loss E * sum_i f_i P_i in all its published forms (arXiv 2101.03961 eq. 4, 2501.11873, 2410.07348)."""
+"""The switch balance loss E * sum_i f_i P_i in its published forms (arXiv 2101.03961 eq. 4, 2501.11873, 2410.07348)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SwitchSpec(BalanceSpec):
 
     scope        where f and P are taken: sequence, micro (this micro-batch), global (f over the ranks and, as far as it
                  has come, over the optimiser step), global_exact (f counted over the whole step first)
-    count        what f counts: slots (share of the filled slots), tokens (selections per token, sums to the mean k), first
-                 (the first choice alone)
+    count        what f counts: slots (share of the filled slots), tokens (selections per token, sums to the mean k),
+                 first (the first choice alone)
     probability  what P averages: full (softmax over all), selected (softmax over the chosen), gate (the weights used)
     score        softmax | sigmoid (scores divided by their sum)
     groups       f and P are summed over this many equal groups of routed experts first (device-level balance); 1 is off

@@ -1,4 +1,4 @@
-"""Null experts compute in place and are never dispatched: zero, copy, constant (MoE++, arXiv 2410.07348 section 3.1)."""
+"""Null experts compute in place and are never dispatched: zero, copy, constant (MoE++, arXiv 2410.07348)."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ class CapacitySpec(PolicySpec):
     minimum   capacity never falls below this
     priority  who stays: score (highest selection score), position (earliest token), random (needs a generator)
     reweigh   weigh the surviving slots anew with the router's own rule; otherwise they keep their weights
-    null      whether null experts have a capacity too
+    null_too  whether null experts have a capacity too
     """
 
     factor: float = 1.25
     minimum: int = 1
     priority: Literal["score", "position", "random"] = "score"
     reweigh: bool = True
-    null: bool = False
+    null_too: bool = False
 
     def __post_init__(self) -> None:
         if self.factor <= 0:
@@ -48,7 +48,7 @@ class CapacitySpec(PolicySpec):
         # 1e-9 keeps an exact integer from being lifted by floating point
         capacity = (self.factor * mean.double() - 1e-9).ceil().clamp(min=self.minimum)
         keep = full & (self._rank(routing, ctx) < capacity)
-        if not self.null:
+        if not self.null_too:
             keep = keep | (full & (routing.expert >= router.pool.routed))
         return keep_slots(routing, keep, router, self.reweigh)
 

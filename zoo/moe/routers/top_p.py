@@ -21,8 +21,8 @@ class TopPSpec(LinearGateSpec):
     p          probability mass, 0 < p <= 1; 1 keeps all
     max_k      most experts per token; None is ceil(p E), which no row exceeds
     min_k      fewest experts per token
-    combine    weights inside the chosen set: prob (proportional to the probability), uniform (1 / k), sparsemixer (a pick
-               weighs 1 over its near ties, as in the released UniMoE-Audio; see `near_tie`)
+    combine    weights inside the chosen set: prob (proportional to the probability), uniform (1 / k), sparsemixer (a
+               pick weighs 1 over its near ties, as in the released UniMoE-Audio; see `near_tie`)
     normalize  selected (the set, and the shared experts the router weighs, share the weight 1) or all (the weights are
                the plain probabilities; combine must be prob)
     near_tie   relative gap below which sparsemixer calls two logits tied, divided by two
