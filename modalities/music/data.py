@@ -92,6 +92,8 @@ class NoteFilesSpec(DataSpec):
         pieces = [self._piece(i, row[self.column]) for i, row in enumerate(self._rows(), 1)]
         train = split == "train"
         if len(pieces) == 1:
+            if len(pieces[0]) == 1:
+                raise ValueError(f"{self.path}: a single piece of one step cannot be split; give more steps or pieces")
             cut = min(max(round(len(pieces[0]) * (1 - self.test)), 1), len(pieces[0]) - 1)
             return [{"notes": pieces[0][:cut] if train else pieces[0][cut:]}]
         order = sorted(range(len(pieces)), key=lambda i: hashlib.sha256(pieces[i].tobytes()).digest())
