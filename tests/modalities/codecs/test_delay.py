@@ -37,7 +37,7 @@ def test_lengths_equal_single_rows() -> None:
 
 
 def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected .* 2 delays"):
+    with pytest.raises(ValueError, match=r"expected .* 2 delays"):
         apply_delay(torch.zeros(4, 3, dtype=torch.int64), [0, 1], B, E, P)
     with pytest.raises(ValueError, match="delays"):
         revert_delay(torch.zeros(4, 2, dtype=torch.int64), [0, -1])
