@@ -119,10 +119,7 @@ class SeriesFilesSpec(DataSpec):
         """All series, cut for the split. Errors name the file, the row and the column."""
         out = []
         for name, values in read_series(Path(self.path), self.column):
-            try:
-                checked = as_series(values, 4).numpy()
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            checked = as_series(values, 4, name=f"{self.path}, series {name!r}").numpy()
             borders = _borders(len(checked), self.test)
             out.append(channel(checked, borders, split, name=name, unit="", step=self.step, period=self.period))
         return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,9 @@ def _header(file: Path) -> list[str]:
 
 
 def _listed(file: Path, number: int, row: dict[str, Any], column: str) -> Named:
-    value, name = row[column], str(row.get("name") or f"{file}, row {number}")
+    value, name = row[column], str(row.get("name") or f"{file.stem}, row {number}")
     if isinstance(value, str):
-        value = json.loads(value) if value.strip().startswith("[") else value.replace(",", " ").split()
+        value = value.strip().strip("[]").replace(",", " ").split()
     if not isinstance(value, list):
         raise ValueError(f"{file}, row {number}: column {column!r} is {type(value).__name__}, expected numbers")
     return name, [_number(v, f"{file}, row {number}, value {i}") for i, v in enumerate(value)]
@@ -51,7 +50,7 @@ def _wide(file: Path) -> Iterator[Named]:
         rows = list(csv.DictReader(handle))
     if not rows:
         raise ValueError(f"{file}: no rows, expected a header and numbers below it")
-    columns = [c for c in rows[0] if c is not None and _is_number(rows[0][c])]
+    columns = [c for c in rows[0] if c is not None and _is_number(next((r[c] for r in rows if r[c]), None))]
     if not columns:
         raise ValueError(f"{file}: no column of numbers; it has {sorted(map(str, rows[0]))}")
     for name in columns:

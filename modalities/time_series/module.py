@@ -45,7 +45,8 @@ class TimeSeries(Modality):
         """
         if "series" not in raw:
             raise ValueError(f"series: no key 'series' in the example; it has {sorted(raw)}")
-        return {"series": as_series(raw["series"], self.spec.minimum + 1).float()}
+        name = f"series {raw['name']!r}" if "name" in raw else "series"
+        return {"series": as_series(raw["series"], self.spec.minimum + 1, name=name).float()}
 
     def collate(self, examples: Sequence[Mapping[str, Tensor]], generator: torch.Generator) -> Batch:
         """A random window of each series, scaled by its context's own mean and deviation.
