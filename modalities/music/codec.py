@@ -121,6 +121,10 @@ class CodecMusic(Music):
         """Cross-entropy of the frames to come, the caption's places left out."""
         return self.frames.loss(hidden.embedding[:, batch["caption"].shape[1] :], batch["rows"][:, 1:])
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Frames to predict, and tokens of captions and frames."""
+        return self.frames.count(batch["rows"][:, 1:]), batch["caption_mask"].sum() + batch["mask"].sum()
+
     @torch.no_grad()
     def compose(
         self,
@@ -155,5 +159,6 @@ class CodecMusic(Music):
         )[0].cpu()
 
     def sound(self, piece: Tensor) -> tuple[np.ndarray, int]:
-        """Codes [C, frames] decoded by the codec."""
-        return self.codec.decode(piece.to(self.codec.fitted.device)).cpu().numpy(), self.codec.rate
+        """Codes [C, frames] decoded by the codec; what would clip is scaled down."""
+        audio = self.codec.decode(piece.to(self.codec.fitted.device)).cpu().numpy()
+        return audio / max(1.0, float(np.abs(audio).max())), self.codec.rate

@@ -42,10 +42,10 @@ class NoteHead(nn.Module):
         for v in range(voice):
             state = state + self.chosen[v][above[:, v]]
         state = F.gelu(self.hidden(state))
-        out = state @ self.pitch[voice] + _by_interval(state @ self.move[voice], last)
+        out = (state @ self.pitch[voice]).float() + _by_interval((state @ self.move[voice]).float(), last)
         if voice:
-            out = out + _by_interval(state @ self.chord[voice], above[:, voice - 1])
-        return out.float()
+            out = out + _by_interval((state @ self.chord[voice]).float(), above[:, voice - 1])
+        return out
 
     def losses(self, context: Tensor, last: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihoods [N, 4] in nats: context [N, dim], last [N, 4], target [N, 4]."""

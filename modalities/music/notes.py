@@ -97,6 +97,10 @@ class NoteMusic(Music):
         nats = self.head.losses(self.decode(hidden)[real], batch["input"][real], batch["target"][real])
         return Loss(total=nats.sum(), count=real.sum() * VOICES)
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Notes, and steps."""
+        return batch["mask"].sum() * VOICES, batch["mask"].sum()
+
     @torch.no_grad()
     def compose(
         self,
