@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from modalities.base import Batch, Loss, Modality, ModalitySpec, Step, Tokens
 from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import BackboneOutput, BackboneSpec
+from zoo.models.language import LanguageOutput
 from zoo.models.verbs import Verbs
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
@@ -76,16 +77,7 @@ class Unified(Verbs, nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = spec.backbone.build()
-        dim = spec.backbone.dim
-        self.modalities = nn.ModuleDict()
-        text = spec.modalities["text"].build(dim) if "text" in spec.modalities else None
-        for name, part in spec.modalities.items():
-            module = text if name == "text" and text is not None else part.build(dim, text)
-            if module.axes not in (1, spec.backbone.rope.axes):
-                raise ValueError(
-                    f"backbone.rope.axes: got {spec.backbone.rope.axes}, but modality {name!r} has {module.axes} axes"
-                )
-            self.modalities[name] = module
+        self.modalities = build_modalities(spec)
 
     def modality(self, name: str) -> Modality:
         """A modality by name. Raises KeyError naming those there are."""
@@ -116,13 +108,46 @@ class Unified(Verbs, nn.Module):
             tokens = tokens.replace(cond=None)
         return self.backbone(tokens, cache, step=step, seed=seed, output_hidden=output_hidden)
 
+    @overload
     def forward(
         self, name: str, batch: Batch, *, step: Tensor | None = None, seed: int | None = None
-    ) -> ForwardOutput:
-        """A prepared batch of one modality to its loss, hidden states and routing records."""
-        modality = self.modality(name)
-        out = self.run(modality.encode(batch), name, step=step, seed=seed)
-        return ForwardOutput(modality.loss(out.tokens, batch), out.tokens, out.records)
+    ) -> ForwardOutput: ...
+    @overload
+    def forward(
+        self,
+        name: Tensor | None = None,
+        batch: None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        output_hidden_states: bool = False,
+    ) -> LanguageOutput: ...
+    def forward(
+        self,
+        name: str | Tensor | None = None,
+        batch: Batch | None = None,
+        *,
+        step: Tensor | None = None,
+        seed: int | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        output_hidden_states: bool = False,
+    ) -> ForwardOutput | LanguageOutput:
+        """`model(name, batch)`: a prepared batch of one modality to its loss, hidden states and routing records.
+        `model(input_ids, attention_mask=..., labels=...)`: ids to logits, as in `language`.
+        """
+        if isinstance(name, str) and batch is not None:
+            modality = self.modality(name)
+            out = self.run(modality.encode(batch), name, step=step, seed=seed)
+            return ForwardOutput(modality.loss(out.tokens, batch), out.tokens, out.records)
+        ids = input_ids if name is None else name
+        if not isinstance(ids, Tensor):
+            raise TypeError("forward: expected the name of a modality and its batch, or input_ids")
+        return self.language(ids, attention_mask, labels, cache, output_hidden_states)
 
     def stepper(self, name: str) -> Step:
         """A fresh `step: Tokens -> Tokens` for sampling: with its own key/value cache where the modality feeds only
@@ -138,3 +163,16 @@ class Unified(Verbs, nn.Module):
         """A batch on the model's device."""
         device = next(self.parameters()).device
         return {key: value.to(device) for key, value in batch.items()}
+
+
+def build_modalities(spec: UnifiedSpec) -> nn.ModuleDict:
+    """The modalities of a model, text lent to the others. Raises ValueError where one does not fit the trunk."""
+    dim, axes = spec.backbone.dim, spec.backbone.rope.axes
+    modules = nn.ModuleDict()
+    text = spec.modalities["text"].build(dim) if "text" in spec.modalities else None
+    for name, part in spec.modalities.items():
+        module = text if name == "text" and text is not None else part.build(dim, text)
+        if module.axes not in (1, axes):
+            raise ValueError(f"backbone.rope.axes: got {axes}, but modality {name!r} has {module.axes} axes")
+        modules[name] = module
+    return modules

@@ -1,0 +1,32 @@
+"""Models from descriptions, and their tokenizer and feature side alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zoo.hub.entries import plain_spec
+from zoo.spec import override, parse
+
+if TYPE_CHECKING:
+    from zoo.models.unified import Unified
+
+
+def create(ref: str | os.PathLike[str] | Mapping[str, Any], *, seed: int = 0, **overrides: Any) -> Unified:
+    """A model with random weights: of an entry's name, a YAML file, a saved model's folder or a plain mapping.
+
+    seed draws the weights; torch's global generator stays as it was. Overrides are dotted paths into the spec, a
+    double underscore standing for the dot: `create("unimoe-tiny", backbone__dim=64)`, or
+    `create("unimoe-tiny", **{"backbone.dim": 64})`.
+    Raises EntryError for an unknown name, SpecError for a spec that cannot be built.
+    """
+    import torch
+
+    from zoo.models.unified import ModelSpec
+
+    changes = {path.replace("__", "."): value for path, value in overrides.items()}
+    spec = parse(ModelSpec, override(plain_spec(ref), changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return spec.build()  # type: ignore[return-value]

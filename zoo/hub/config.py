@@ -1,0 +1,53 @@
+"""config.json: the plain description a saved model carries, with the version of its layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoo.spec import Plain, SpecError
+
+FORMAT, VERSION = "moezoo", 1
+KEYS = {"format", "version", "spec", "card"}
+REMOTE = ("auto_map", "custom_pipelines")  # keys by which other libraries name code to download and run
+
+
+def write(path: Path, spec: Plain, card: Plain) -> None:
+    """Writes spec and card; equal input gives equal bytes."""
+    content = {"format": FORMAT, "version": VERSION, "spec": spec, "card": card}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Plain:
+    """The content of a config.json, its format checked and its spec a mapping.
+
+    Raises FileNotFoundError, or SpecError saying what was found where it is not ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent}: holds no config.json; expected a folder that zoo.save wrote")
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SpecError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: expected a mapping at the top, got {type(content).__name__}")
+    _check(path, content)
+    return content
+
+
+def _check(path: Path, content: Plain) -> None:
+    named = [key for key in REMOTE if key in content]
+    if named:
+        raise SpecError(f"{path}: {named[0]!r} names code to run; code that comes with a checkpoint is never run")
+    if content.get("format") != FORMAT:
+        found = content.get("model_type") or content.get("_class_name") or content.get("format")
+        what = f"of {found!r}" if found else f"with the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
+        raise SpecError(f'{path}: a config {what}; expected "format": "{FORMAT}", as zoo.save writes it')
+    if content.get("version") != VERSION:
+        raise SpecError(f"{path}: layout version {content.get('version')!r}, this release reads version {VERSION}")
+    unknown = sorted(set(content) - KEYS)
+    if unknown:
+        raise SpecError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted(KEYS))}")
+    if not isinstance(content.get("spec"), dict):
+        raise SpecError(f"{path}: 'spec' is missing or no mapping")

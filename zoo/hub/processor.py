@@ -1,0 +1,101 @@
+"""The side of a model that turns raw data into batches, without its trunk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from modalities.base import Batch, Modality, Raw
+from zoo import registry
+from zoo.hub import config, tensors
+from zoo.hub.entries import has_entry, is_path, plain_spec
+from zoo.hub.weights import locate
+from zoo.spec import SpecError, parse
+
+if TYPE_CHECKING:
+    from modalities.text.tokenizer import Tokenizer
+
+
+class Processor:
+    """Tokenizer, features and codecs of a model. Trained weights are left out: its modules make batches, not tokens.
+
+    modalities   name -> modality, of which `example`, `collate` and the codec can be used
+    """
+
+    def __init__(self, modalities: nn.ModuleDict, types: Mapping[str, str]) -> None:
+        self.modalities = modalities
+        self.types = dict(types)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text modality's tokenizer. Raises ValueError where the model has none."""
+        name = next((name for name, kind in self.types.items() if kind == "text"), None)
+        if name is None:
+            raise ValueError(f"no text modality, so no tokenizer; it has {', '.join(self.types)}")
+        return cast("Tokenizer", cast(Any, self.modalities[name]).tokenizer)
+
+    def __call__(self, name: str, raw: Raw | Sequence[Raw], seed: int = 0) -> Batch:
+        """Raw examples of a modality (as its data yields them) to one batch, as training collates it; `seed` draws the
+        crops. Raises ValueError for an unknown name and for what the modality refuses."""
+        if name not in self.modalities:
+            raise ValueError(
+                f"no modality {name!r}{registry.nearest(name, list(self.types))}; it has {', '.join(self.types)}"
+            )
+        modality = cast(Modality, self.modalities[name])
+        raws = [raw] if isinstance(raw, Mapping) else list(raw)
+        return modality.collate([modality.example(r) for r in raws], torch.Generator().manual_seed(seed))
+
+
+def processor(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Processor:
+    """The processor of an entry, a saved model or a spec; what was fitted (codebooks, feature statistics) is read from
+    the weights where there are any.
+
+    Raises as zoo.load does; SpecError where the model is not made of modalities.
+    """
+    from zoo.models.unified import ModelSpec, UnifiedSpec, build_modalities
+
+    plain = plain_spec(ref)
+    spec = parse(ModelSpec, plain)
+    if not isinstance(spec, UnifiedSpec):
+        raise SpecError(f"type: a {plain.get('type')!r} model has no modalities, so no processor")
+    with torch.random.fork_rng(devices=[]):
+        modules = build_modalities(spec)
+    trained = {f"modalities.{name}" for name, p in modules.named_parameters() if p.requires_grad}
+    if _has_weights(ref):
+        _read_fitted(modules, ref, trained)
+    _drop_trained(modules)
+    return Processor(modules.eval(), {name: registry.type_of(part) for name, part in spec.modalities.items()})
+
+
+def _has_weights(ref: str | os.PathLike[str] | Mapping[str, Any]) -> bool:
+    if isinstance(ref, Mapping):
+        return False
+    if not is_path(ref) and has_entry(os.fspath(ref)):
+        from zoo.hub.entries import find_entry
+
+        return find_entry(os.fspath(ref)).weights is not None
+    return os.path.isdir(os.path.expanduser(ref))
+
+
+def _read_fitted(modules: nn.ModuleDict, ref: Any, trained: set[str]) -> None:
+    """Buffers and frozen parameters of the modalities, from the weights behind `ref`."""
+    folder = locate(ref)
+    config.read(folder / "config.json")
+    expected = {f"modalities.{name}": value for name, value in modules.state_dict().items()}
+    expected = {name: value for name, value in expected.items() if name not in trained}
+    stored = {name: s for name, s in tensors.contents(folder).items() if name in expected}
+    tensors.check(stored, expected, folder)
+    values = {name.removeprefix("modalities."): value for name, value in tensors.read(stored).items()}
+    modules.load_state_dict(values, strict=False, assign=True)
+
+
+def _drop_trained(modules: nn.Module) -> None:
+    """Trained parameters to the meta device: they take no memory, and using one is an error, not a wrong answer."""
+    for module in modules.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                setattr(module, name, nn.Parameter(parameter.detach().to("meta")))

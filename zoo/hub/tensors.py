@@ -1,0 +1,153 @@
+"""Safetensors files: what is in them, checked against what a model expects before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+FOREIGN = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes; it may hold pickled code and is never opened here. "
+    "`zoo convert last.ckpt DIR` converts a checkpoint of our own training",
+    b"\x80\x02": "a pickle, which can run code and is never opened",
+    b"\x80\x04": "a pickle, which can run code and is never opened",
+    b"\x80\x05": "a pickle, which can run code and is never opened",
+    b"GGUF": "a GGUF file",
+    b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` in that folder",
+    b"\x89HDF": "an HDF5 file",
+    b"<": "a web page or XML, perhaps a failed download",
+}
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used; the message names the file and every tensor that does not fit."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its shape and dtype, and the file."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def header(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name; nothing but its header is read.
+
+    Raises FileNotFoundError, or WeightsError where the file is truncated, empty or not safetensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weight file")
+    length = path.stat().st_size
+    with path.open("rb") as handle:
+        first = handle.read(32)
+        _refuse_foreign(path, first)
+        announced = int.from_bytes(first[:8], "little")
+        if length < 10 or first[8:9] != b"{":
+            raise WeightsError(f"{path}: not a safetensors file ({length} bytes)")
+        if announced > min(LONGEST_HEADER, length - 8):
+            raise WeightsError(
+                f"{path}: announces a header of {announced} bytes, but the file has {length}: truncated or forged"
+            )
+        handle.seek(8)
+        raw = handle.read(announced)
+    try:
+        content = json.loads(raw)
+        tensors = {name: entry for name, entry in content.items() if name != "__metadata__"}
+        found = {name: _stored(path, name, entry) for name, entry in tensors.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: its header is corrupt ({type(error).__name__}: {error})") from error
+    if length != 8 + announced + end:
+        state = "truncated" if length < 8 + announced + end else "longer than its header says"
+        raise WeightsError(f"{path}: {state}: {length} bytes, expected {8 + announced + end}; fetch or save it again")
+    return found
+
+
+def _refuse_foreign(path: Path, first: bytes) -> None:
+    for magic, what in FOREIGN.items():
+        if first.startswith(magic):
+            raise WeightsError(f"{path}: {what}; expected a safetensors file")
+
+
+def _stored(path: Path, name: str, entry: Mapping[str, object]) -> Stored:
+    dtype = DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise WeightsError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+    shape = entry["shape"]
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise WeightsError(f"{path}: tensor {name!r} has the shape {shape!r}")
+    return Stored(path, tuple(shape), dtype)
+
+
+def contents(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model's folder: of model.safetensors, or of the shards its index names."""
+    if (folder / SINGLE).is_file():
+        return header(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        held = sorted(p.name for p in folder.iterdir())[:8]
+        raise FileNotFoundError(f"{folder}: no {SINGLE}; it holds {', '.join(held) or 'nothing'}")
+    weight_map = _weight_map(folder / INDEX)
+    found: dict[str, Stored] = {}
+    for file in sorted(set(weight_map.values())):
+        found |= header(folder / file)
+    actual = {name: stored.file.name for name, stored in found.items()}
+    wrong = sorted(n for n in actual.keys() | weight_map.keys() if actual.get(n) != weight_map.get(n))
+    if wrong:
+        raise WeightsError(f"{folder / INDEX}: does not agree with its shards about {', '.join(wrong[:8])}")
+    return found
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        entries = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: not an index of shards ({type(error).__name__}: {error})") from error
+    for file in entries.values():
+        if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
+            raise WeightsError(f"{path}: names the shard {file!r}; expected a .safetensors file in the same folder")
+    return entries
+
+
+def check(stored: Mapping[str, Stored], expected: Mapping[str, Tensor], where: Path) -> None:
+    """Raises WeightsError listing all missing, surplus and misshapen tensors. Floats may have another precision."""
+    problems = [f"missing {n} {_form(t.shape, t.dtype)}" for n, t in expected.items() if n not in stored]
+    problems += [f"surplus {n} {_form(s.shape, s.dtype)}" for n, s in stored.items() if n not in expected]
+    for name in expected.keys() & stored.keys():
+        have, want = stored[name], expected[name]
+        floats = have.dtype.is_floating_point and want.dtype.is_floating_point
+        if have.shape != tuple(want.shape) or not (floats or have.dtype == want.dtype):
+            form = _form(want.shape, want.dtype)
+            problems.append(f"misshapen {name}: {_form(have.shape, have.dtype)}, expected {form}")
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise WeightsError(f"{where}: {len(problems)} tensors do not fit the model of config.json:\n  {listed}")
+
+
+def _form(shape: Sequence[int], dtype: torch.dtype) -> str:
+    return f"{list(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The tensors themselves, on the CPU."""
+    from safetensors import safe_open
+
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({s.file for s in stored.values()}):
+        with safe_open(str(file), framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name, s in stored.items() if s.file == file}
+    return tensors

@@ -1,0 +1,122 @@
+"""The language-model side of a model with text: logits for ids, and generated text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modalities.base import Step, Tokens
+from modalities.text.module import IGNORE, Text
+from modalities.text.sampling import draw
+from zoo.backbone.cache import Cache
+from zoo.moe.record import LayerRecord
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a byte tokenizer shows the first bytes of a character
+
+
+@dataclass(frozen=True)
+class LanguageOutput:
+    """What a text model answers.
+
+    logits         [B, S, V] of the id after each position
+    loss           mean cross entropy over the labels in nats, None without labels
+    hidden_states  outputs of all blocks [B, S, D] and the final normed state, where asked for
+    cache          the cache that was given, now holding these tokens too
+    records        routing and statistics of each MoE layer
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cache: Cache | None = None
+    records: tuple[LayerRecord, ...] = ()
+
+
+def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tokens:
+    """ids [B, S] as tokens. attention_mask, 1 on real ids, is [B, S], or [B, past + S] where a cache holds the past.
+
+    Positions count real ids, so rows may be padded on either side.
+    Raises ValueError on a wrong shape and on ids outside the vocabulary.
+    """
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
+    size = text.embedding.num_embeddings
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise ValueError(f"input_ids: got ids {int(ids.min())}..{int(ids.max())}, expected 0..{size - 1}")
+    ids = ids.long()
+    if attention_mask is None:
+        return Tokens(embedding=text.embed(ids), ids=ids)
+    past = 0 if cache is None else cache.length
+    if tuple(attention_mask.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
+        raise ValueError(
+            f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}"
+            + (f" or {[len(ids), past + ids.shape[1]]} with the {past} ids in the cache" if past else "")
+        )
+    mask = attention_mask.bool()[:, -ids.shape[1] :]
+    position = mask.cumsum(1) - 1
+    if cache is not None and past:
+        seen = cache.tokens["mask"].buffer
+        assert seen is not None
+        position = position + seen[:, :past].sum(1, keepdim=True)
+    return Tokens(embedding=text.embed(ids), mask=mask, position=position.clamp(min=0).unsqueeze(-1), ids=ids)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labels [B, S] that are not -100; position i is scored on label i + 1. 0 where there is none."""
+    target = labels[:, 1:].to(logits.device)
+    count = (target != IGNORE).sum().clamp(min=1)
+    flat = logits[:, :-1].float().flatten(0, 1)
+    return F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum") / count
+
+
+def continue_ids(
+    text: Text,
+    step: Step,
+    ids: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Yields the id [B] after unpadded rows of ids [B, S], then the one after it, until all rows have drawn eos."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] with a length of 1 or more")
+    device, end, pad = text.embedding.weight.device, text.tokenizer.eos, text.tokenizer.pad
+    banned = sorted({pad, text.tokenizer.bos} - {end})
+    done, seen = torch.zeros(len(ids), dtype=torch.bool), ids.shape[1]
+    tokens = as_tokens(text, ids.to(device), None, None)
+    for _ in range(max_new_tokens):
+        last = text.logits(step(tokens).embedding[:, -1])
+        new = draw(last, temperature, top_k, top_p, generator, banned).masked_fill(done, pad)
+        yield new
+        done |= new == end
+        if bool(done.all()):
+            return
+        column = new.view(-1, 1).to(device)
+        place = torch.full((*column.shape, 1), seen, device=device)
+        tokens, seen = Tokens(embedding=text.embed(column), position=place, ids=column), seen + 1
+
+
+def pieces(text: Text, ids: Iterator[Tensor]) -> Iterator[str]:
+    """The text of a stream of one row's ids, piece by piece; a character that is not complete waits for its rest."""
+    drawn: list[int] = []
+    shown = 0
+    for new in ids:
+        if int(new[0]) == text.tokenizer.eos:
+            break
+        drawn.append(int(new[0]))
+        whole = text.tokenizer.decode(drawn)
+        if not whole.endswith(UNFINISHED) and len(whole) > shown:
+            yield whole[shown:]
+            shown = len(whole)
+    rest = text.tokenizer.decode(drawn)[shown:]
+    if rest:
+        yield rest
