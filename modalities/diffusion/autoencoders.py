@@ -144,7 +144,7 @@ class DiffusersSpec(AutoencoderSpec):
             return
         factor = 2 ** (len(self.blocks) - 1)
         if size % factor:
-            raise ValueError(f"blocks: {len(self.blocks)} blocks halve the side to 1/{factor}, which {size} is no multiple of")
+            raise ValueError(f"blocks: got {len(self.blocks)}, but the image size {size} is no multiple of {factor}")
         check_patch(size // factor, patch)
 
     def parameters(self, channels: int) -> int:

@@ -33,12 +33,12 @@ def class_labels(values: Sequence[int] | Sequence[str] | Tensor, classes: int) -
     if not isinstance(values, Tensor) and any(isinstance(v, str) for v in values):
         raise ValueError(f"conditions: got {list(values)}, expected class numbers 0..{classes - 1}, not words")
     labels = torch.as_tensor(values, dtype=torch.int64)
-    if labels.ndim != 1 or (labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes)):
+    if labels.ndim != 1 or bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(f"conditions: got {labels.tolist()}, expected a list of class numbers 0..{classes - 1}")
     return labels
 
 
-def prompt_ids(tokenizer: Any, prompt: str, longest: int) -> Tensor:
+def prompt_ids(tokenizer: Any, prompt: object, longest: int) -> Tensor:
     """Token ids [1..longest] of a prompt behind the start mark; the mark alone is the free condition."""
     if not isinstance(prompt, str):
         raise ValueError(f"conditions: got {prompt!r}, expected a prompt in words")

@@ -29,7 +29,7 @@ def evaluate(
     out: Path | None = None,
     limit: int | None = None,
 ) -> list[Score]:
-    """Accuracy on 20 samples per class (at most `limit` samples in all). With `out`, `images.png` has a row per class."""
+    """Accuracy on 20 samples per class, at most `limit` in all. With `out`, `images.png` has a row per class."""
     images, labels = _pixels(modality, train)
     classes = np.unique(labels)
     per_class = PER_CLASS if limit is None else max(1, min(PER_CLASS, limit // len(classes)))

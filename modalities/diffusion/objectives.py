@@ -54,7 +54,7 @@ class Objective:
             raise ValueError(f"steps: got {steps}, expected at least 1")
         name = scheduler or self.schedulers[0]
         if name not in self.schedulers:
-            raise ValueError(f"scheduler: got {name!r}, expected one of {', '.join(self.schedulers)} for this objective")
+            raise ValueError(f"scheduler: got {name!r}, expected one of {', '.join(self.schedulers)}")
         return self.run(predict, noise, steps, name, clip, generator)
 
 
@@ -120,7 +120,7 @@ class Flow(Objective):
     ) -> Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        euler = FlowMatchEulerDiscreteScheduler(shift=self.spec.shift)
+        euler: Any = FlowMatchEulerDiscreteScheduler(shift=self.spec.shift)
         # Its own sigmas would end on 0.001 and spend the last step on nothing; these end on 1 / steps.
         euler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=noise.device)
         image = noise
@@ -138,12 +138,13 @@ class DdpmSpec(ObjectiveSpec):
 
     steps        number of noise levels in training
     schedule     how the noise grows: linear, scaled_linear or squaredcos_cap_v2 (cosine)
-    prediction   what the model predicts: epsilon (the noise), v_prediction or sample (the image)
+    prediction   what the model predicts: v_prediction (Salimans and Ho 2022, eq. 9), epsilon (the noise) or sample (the
+                 image); epsilon says nothing about the image where all is noise, so its sampling starts a little later
     """
 
     steps: int = 1000
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -162,11 +163,11 @@ class Ddpm(Objective):
         from diffusers import DDPMScheduler
 
         self.spec = spec
-        self._noising = DDPMScheduler(
+        self._noising: Any = DDPMScheduler(
             num_train_timesteps=spec.steps,
             beta_schedule=spec.schedule,
             prediction_type=spec.prediction,
-            timestep_spacing="trailing",
+            timestep_spacing="leading" if spec.prediction == "epsilon" else "trailing",
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -193,7 +194,7 @@ class Ddpm(Objective):
 
         if steps > self.spec.steps:
             raise ValueError(f"steps: got {steps}, expected at most the {self.spec.steps} noise levels of training")
-        kind = DDIMScheduler if scheduler == "ddim" else DDPMScheduler
+        kind: Any = DDIMScheduler if scheduler == "ddim" else DDPMScheduler
         walk = kind.from_config(self._noising.config, clip_sample=clip)
         walk.set_timesteps(steps, device=noise.device)
         image = noise

@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,21 +33,21 @@ def download(source: str = SOURCE) -> Path:
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as handle:
-            np.savez_compressed(handle, **arrays)
+            np.savez_compressed(handle, allow_pickle=False, **arrays)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
     return target
 
 
-def pack(archive: zipfile.ZipFile, train: int, test: int) -> dict[str, NDArray]:
+def pack(archive: zipfile.ZipFile, train: int, test: int) -> dict[str, NDArray[Any]]:
     """Arrays of the first images of each class in an archive of `<root>/<part>/<class>/<number>.jpg`, classes by turns.
 
     Raises ValueError when a class has too few images.
     """
     from PIL import Image
 
-    arrays: dict[str, NDArray] = {"classes": np.array(CLASSES)}
+    arrays: dict[str, NDArray[Any]] = {"classes": np.array(CLASSES)}
     for part, count in (("train", train), ("test", test)):
         files = {
             c: sorted(n for n in archive.namelist() if f"/{part}/{c}/" in n and n.endswith(".jpg"))[:count]

@@ -6,8 +6,11 @@ import importlib.util
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modalities.base import DataSpec, Raw
 from modalities.manifest import read_rows
@@ -58,7 +61,7 @@ class SklearnDigitsSpec(DataSpec):
 class Cifar10Spec(DataSpec):
     """CIFAR-10, a fixed part of it: 6,000 training and 1,000 test images, 32 x 32 colour, below `ZOO_DATA`.
 
-    The last fiftieth of each class's training images is for validation. It has no keys.
+    The last tenth of each class's training images is for validation. It has no keys.
     """
 
     def available(self) -> bool:
@@ -74,12 +77,12 @@ class Cifar10Spec(DataSpec):
             classes = tuple(str(name) for name in arrays["classes"])
         keep = range(len(labels)) if split == "test" else _tail(labels, validation=split == "validation")
         return [
-            {"image": images[i], "label": int(labels[i]), "classes": classes, "text": f"a photo of a {classes[labels[i]]}"}
-            for i in keep
+            {"image": images[i], "label": int(n), "classes": classes, "text": f"a photo of a {classes[n]}"}
+            for i, n in ((i, labels[i]) for i in keep)
         ]
 
 
-def _tail(labels: np.ndarray, validation: bool) -> list[int]:
+def _tail(labels: NDArray[np.int64], validation: bool) -> list[int]:
     """Indices of the last tenth of each class, or of all before it."""
     chosen: list[int] = []
     for label in np.unique(labels):
@@ -102,14 +105,10 @@ class ImageFilesSpec(DataSpec):
     classes: tuple[str, ...] = ()
 
     def available(self) -> bool:
-        from pathlib import Path
-
         return Path(self.path).exists()
 
     def build(self, split: str) -> Sequence[Raw]:
         """Without own split folders, per class: seven of ten train, one validates, two test."""
-        from pathlib import Path
-
         root = Path(self.path)
         own = (root / "train").is_dir()
         rows = self._rows(root / "train" if own else root)
@@ -122,8 +121,8 @@ class ImageFilesSpec(DataSpec):
             raise ValueError(f"{self.path}: too few images for a {split} split, expected at least 10 per class")
         return ImageFiles(rows, classes, self.path)
 
-    def _rows(self, path: object) -> list[dict[str, object]]:
-        rows = read_rows(str(path), "image", SUFFIXES, files=("image",))
+    def _rows(self, path: Path) -> list[dict[str, object]]:
+        rows = read_rows(path, "image", SUFFIXES, files=("image",))
         for number, row in enumerate(rows, 1):
             if row.get("label") in (None, "") and row.get("text") in (None, ""):
                 raise ValueError(
@@ -152,7 +151,7 @@ class ImageFiles(Sequence[Raw]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._rows[index]

@@ -37,7 +37,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image file that can be read; expected one of {', '.join(SUFFIXES)}") from error
+        raise ValueError(f"{path}: not an image file that can be read; expected {', '.join(SUFFIXES)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: a corrupt or oversized image ({error}); replace or remove it") from error
     return _to_uint8(image, path)

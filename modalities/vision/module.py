@@ -91,9 +91,11 @@ class Vision(Modality):
         ids = torch.full((rows, count + 1), -1, device=patches.device)
         mask = torch.ones_like(ids, dtype=torch.bool)
         if self.spec.answer == "text":
-            words = self.names[batch["label"].clamp(min=0)][:, :-1]
+            answer = self.names[batch["label"].clamp(min=0)]
+            read = answer[:, 1:] >= 0  # the end mark is answered and never read
+            words = answer[:, :-1].masked_fill(~read, -1)
             parts.append(self.text.embed(words.clamp(min=0)))
-            ids, mask = torch.cat([ids, words], 1), torch.cat([mask, words >= 0], 1)
+            ids, mask = torch.cat([ids, words], 1), torch.cat([mask, read], 1)
         behind = max(self.tower.grid) + torch.arange(ids.shape[1] - count, device=ids.device)
         position = torch.cat([self.place, behind[:, None].expand(-1, 2)])
         image_part = torch.arange(ids.shape[1], device=ids.device) < count
@@ -131,6 +133,14 @@ class Vision(Modality):
             right = (self.decode(hidden).argmax(-1) == label).sum().detach()
             metrics["accuracy"] = (right, count)
         return Loss(nats.sum(), count, metrics)
+
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images with a label, and tokens: patches, queries and words."""
+        label = batch["label"]
+        tokens = torch.tensor(len(label) * (len(self.place) + 1), device=label.device)
+        if self.spec.answer == "text":
+            tokens = tokens + (self.names[label.clamp(min=0)][:, :-1] >= 0).sum()
+        return (label >= 0).sum(), tokens
 
     @torch.no_grad()
     def classify(self, step: Step, images: Tensor) -> Tensor:
