@@ -60,7 +60,7 @@ def write_wav(path: str | Path, audio: Tensor | np.ndarray, rate: int, *, peak: 
     import soundfile
 
     path = Path(path)
-    wave = np.array(audio.detach().cpu() if isinstance(audio, Tensor) else audio, dtype=np.float32)
+    wave = np.array(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio, dtype=np.float32)
     if wave.ndim != 1 or wave.size == 0:
         raise ValueError(f"{path}: got audio of shape {list(wave.shape)}, expected [samples], not empty")
     if not np.isfinite(wave).all():

@@ -58,7 +58,11 @@ class CodecFrames(nn.Module):
         """
         wanted = torch.where(targets <= self.eos, targets, -100)
         each = F.cross_entropy(self.logits(hidden).flatten(0, 2), wanted.flatten(), reduction="sum", ignore_index=-100)
-        return Loss(each / self.codebooks, (wanted >= 0).sum() / self.codebooks)
+        return Loss(each / self.codebooks, self.count(targets))
+
+    def count(self, targets: Tensor) -> Tensor:
+        """Of rows to come [B, R, C]: the number of codes that are targets, divided by C."""
+        return (targets <= self.eos).sum() / self.codebooks
 
     @torch.no_grad()
     def generate(

@@ -52,11 +52,12 @@ def evaluate(
 
 
 def spread(raws: Sequence[Raw], most: int) -> list[Raw]:
-    """At most so many examples, evenly spaced over the whole."""
+    """At most so many examples, in order, from a fixed draw: files are sorted by word, so strides would miss words."""
     count = min(most, len(raws))
     if count == 0:
         raise ValueError("test: got no recordings, expected at least one to evaluate on")
-    return [raws[i * len(raws) // count] for i in range(count)]
+    chosen = torch.randperm(len(raws), generator=torch.Generator().manual_seed(0))[:count]
+    return [raws[i] for i in sorted(chosen.tolist())]
 
 
 def join(spoken: Sequence[Spoken]) -> Tensor:

@@ -43,6 +43,11 @@ class Listening:
         total = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum", ignore_index=-100)
         return Loss(total, (target >= 0).sum())
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Text tokens and ends to write, and all real tokens: subsampled features and text."""
+        text = (batch["heard_target"] >= 0).sum()
+        return text, batch["heard_mask"][:, :: self._owner.spec.subsample].sum() + text
+
     @torch.no_grad()
     def sample(self, step: Step, waves: Sequence[Tensor], longest: int) -> list[str]:
         """Greedy texts of waveforms [n]."""

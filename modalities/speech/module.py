@@ -142,6 +142,15 @@ class Speech(Modality):
         count = torch.stack([p.count.to(total) for p in parts.values()]).sum()
         return Loss(total, count, {name: (p.total.detach(), p.count) for name, p in parts.items()})
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Text tokens to write plus frames to speak, and all tokens that are not padding."""
+        parts = [part.units(batch) for part, key in self._tasks() if key in batch]
+        counts, tokens = zip(*parts, strict=True)
+        return torch.stack([c.float() for c in counts]).sum(), torch.stack(tokens).sum()
+
+    def _tasks(self) -> list[tuple[Listening | Speaking, str]]:
+        return [(self.listening, "heard_ids"), (self.speaking, "said_ids")]
+
     def transcribe(self, step: Step, audios: Sequence[Raw], *, longest: int = 64) -> list[str]:
         """The text of each recording {"audio", "rate"}, the most likely token at a time, at most `longest` tokens.
 

@@ -52,6 +52,11 @@ class Speaking:
         begin, targets = batch["said_ids"].shape[1] + 2, batch["said_rows"][:, 1:]
         return self._owner.frames.loss(hidden[:, begin : begin + targets.shape[1]], targets)
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Frames to predict, and all real tokens: voice, text, start and frames."""
+        prompt = batch["said_mask"].sum() + 2 * len(batch["said_mask"])
+        return self._owner.frames.count(batch["said_rows"][:, 1:]), prompt + self._wanted(batch).sum()
+
     def prompt(self, texts: Sequence[str], voices: Sequence[int], *, twice: bool) -> Tokens:
         """[B, 1 + L + 1]; with `twice` each row is followed by the same row without its text."""
         device, tokenizer = self._owner.start.device, self._owner.text.tokenizer

@@ -119,4 +119,4 @@ def test_fit_needs_enough_and_use_needs_fit() -> None:
 @pytest.mark.parametrize("change", [{"size": 1}, {"mels": 200}, {"window": 128}, {"codebooks": 0}, {"rate": 10}])
 def test_impossible_specs_name_the_field(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"^(size|mels|window|codebooks|rate): got"):
-        LogMelRVQSpec(**change)  # type: ignore[arg-type]
+        LogMelRVQSpec(**change)

@@ -47,7 +47,6 @@ def mimi(folder: Path) -> MimiSpec:
 
     config = MimiConfig(
         sampling_rate=8000,
-        frame_rate=500,
         hidden_size=16,
         num_filters=4,
         upsampling_ratios=[4, 2],
