@@ -62,8 +62,8 @@ TABLE: dict[str, dict[str, str]] = {
         "timm": "modalities.vision.towers:TimmTowerSpec",
     },
     "objective": {
-        "flow": "modalities.diffusion.objectives:FlowSpec",
-        "ddpm": "modalities.diffusion.objectives:DdpmSpec",
+        "flow": "modalities.diffusion.flow:FlowSpec",
+        "ddpm": "modalities.diffusion.ddpm:DdpmSpec",
     },
     "autoencoder": {
         "pixels": "modalities.diffusion.autoencoders:PixelsSpec",

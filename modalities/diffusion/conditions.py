@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modalities.base import Batch, Tokens, pad_rows
 from modalities.diffusion.spec import TIME_WIDTH
 
 
@@ -43,3 +44,25 @@ def prompt_ids(tokenizer: Any, prompt: object, longest: int) -> Tensor:
     if not isinstance(prompt, str):
         raise ValueError(f"conditions: got {prompt!r}, expected a prompt in words")
     return torch.tensor([tokenizer.bos, *tokenizer.encode(prompt)][:longest])
+
+
+def pad_prompts(rows: Sequence[Tensor]) -> Batch:
+    """{"ids" [B, L], "mask" [B, L]} of prompts of any lengths."""
+    ids, mask = pad_rows(rows)
+    return {"ids": ids, "mask": mask}
+
+
+def behind_prompt(image: Tokens, ids: Tensor, mask: Tensor, embedding: Tensor) -> Tokens:
+    """The prompt (ids and mask [B, L], embedding [B, L, D]), then the image; its grid starts where positions end."""
+    rows, length = ids.shape
+    start = mask.sum(dim=1).view(-1, 1, 1)
+    prompt = torch.arange(length, device=ids.device).view(1, -1, 1).expand(rows, -1, 2)
+    assert image.position is not None and image.span is not None and image.bidirectional is not None
+    return image.replace(
+        embedding=torch.cat([embedding.to(image.embedding), image.embedding], dim=1),
+        mask=torch.cat([mask, image.bidirectional], dim=1),
+        position=torch.cat([prompt, image.position + start], dim=1),
+        span=torch.cat([torch.zeros_like(ids), image.span], dim=1),
+        bidirectional=torch.cat([torch.zeros_like(mask), image.bidirectional], dim=1),
+        ids=torch.cat([ids.masked_fill(~mask, -1), torch.full_like(image.span, -1)], dim=1),
+    )

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from modalities.base import Raw, Score, Step
 from modalities.diffusion.module import Diffusion
+from modalities.vision.evaluate import spread
 from modalities.vision.files import from_tensor, grid, to_tensor, write_png
 
 BATCH = 100
 PER_CLASS = 20
+MOST = 4000  # real images that the classifier reads, for its time grows with their square
 THRESHOLD = 0.30  # share a classifier must recognise; chance is 10 % with ten classes
 
 
@@ -30,7 +32,7 @@ def evaluate(
     limit: int | None = None,
 ) -> list[Score]:
     """Accuracy on 20 samples per class, at most `limit` in all. With `out`, `images.png` has a row per class."""
-    images, labels = _pixels(modality, train)
+    images, labels = _pixels(modality, spread(train, MOST))
     classes = np.unique(labels)
     per_class = PER_CLASS if limit is None else max(1, min(PER_CLASS, limit // len(classes)))
     wanted = np.repeat(classes, per_class)
@@ -44,7 +46,7 @@ def evaluate(
         write_png(out / "images.png", grid(samples, columns=per_class))
     judge = _classifier(images, labels)
     share = float((judge.predict(samples.reshape(len(samples), -1) / 255) == wanted).mean())
-    real_images, real_labels = _pixels(modality, test)
+    real_images, real_labels = _pixels(modality, spread(test, MOST))
     real = float((judge.predict(real_images) == real_labels).mean())
     note = f"{len(wanted)} samples; the classifier reads {real:.1%} of real test images; baseline: fixed threshold"
     return [Score("recognised", share, THRESHOLD, True, "share", note)]
@@ -59,7 +61,7 @@ def _classifier(images: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
 
 def _pixels(modality: Diffusion, raws: Sequence[Raw]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Labelled images as rows in [0, 1], sized as the modality generates them, and their labels."""
-    found = [raw for raw in (raws[i] for i in range(len(raws))) if "label" in raw]
+    found = [raw for raw in raws if "label" in raw]
     if not found:
         raise ValueError("diffusion evaluation: no labelled images, expected raw examples with a `label`")
     sized = [from_tensor(to_tensor(raw["image"], modality.spec.size, modality.spec.channels)) for raw in found]
@@ -71,7 +73,7 @@ def _conditions(modality: Diffusion, raws: Sequence[Raw], wanted: NDArray[np.int
     if modality.spec.condition == "class":
         return [int(label) for label in wanted]
     prompts: dict[int, str] = {}
-    for raw in (raws[i] for i in range(len(raws))):
+    for raw in raws:
         if "label" in raw:
             prompts.setdefault(int(raw["label"]), str(raw["text"]))
     return [prompts[int(label)] for label in wanted]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens, pad_rows
-from modalities.diffusion.conditions import TimeEmbedding, class_labels, prompt_ids
+from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens
+from modalities.diffusion.conditions import TimeEmbedding, behind_prompt, class_labels, pad_prompts, prompt_ids
 from modalities.diffusion.spec import DiffusionSpec
 from modalities.vision.files import from_tensor, to_tensor
 from modalities.vision.towers import check_patch, grid_positions, patchify, unpatchify
@@ -67,14 +67,14 @@ class Diffusion(Modality):
         """Class numbers as {"label" [B]}, prompts as {"ids" [B, L], "mask" [B, L]}."""
         if self.spec.condition == "class":
             return {"label": class_labels(values, self.spec.classes)}
-        return _pad_prompts([prompt_ids(self.text.tokenizer, value, self.spec.prompt) for value in values])
+        return pad_prompts([prompt_ids(self.text.tokenizer, value, self.spec.prompt) for value in values])
 
     def collate(self, examples: Sequence[Mapping[str, Tensor]], generator: torch.Generator) -> Batch:
         """{"image" [B, C, H, W]} and {"label" [B]} or {"ids" [B, L], "mask" [B, L]}."""
         batch = {"image": torch.stack([e["image"] for e in examples])}
         if self.spec.condition == "class":
             return batch | {"label": torch.stack([e["label"] for e in examples])}
-        return batch | _pad_prompts([e["ids"] for e in examples])
+        return batch | pad_prompts([e["ids"] for e in examples])
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Adds the noisy image, its time and the target, and drops the condition of some rows."""
@@ -114,22 +114,10 @@ class Diffusion(Modality):
             bidirectional=torch.ones(rows, count, dtype=torch.bool, device=device),
             cond=None if self.spec.inject == "token" else cond,
         )
-        return image if self.spec.condition == "class" else self._behind_prompt(image, batch)
-
-    def _behind_prompt(self, image: Tokens, batch: Batch) -> Tokens:
-        """The prompt's tokens, then the image's; the grid starts where the prompt's positions end."""
-        mask, ids = batch["mask"], batch["ids"]
-        rows, length = ids.shape
-        start = mask.sum(dim=1).view(-1, 1, 1)
-        prompt = torch.arange(length, device=ids.device).view(1, -1, 1).expand(rows, -1, 2)
-        assert image.position is not None and image.span is not None and image.bidirectional is not None
-        return image.replace(
-            embedding=torch.cat([self.text.embed(ids).to(image.embedding), image.embedding], dim=1),
-            mask=torch.cat([mask, image.bidirectional], dim=1),
-            position=torch.cat([prompt, image.position + start], dim=1),
-            span=torch.cat([torch.zeros_like(ids), image.span], dim=1),
-            bidirectional=torch.cat([torch.zeros_like(mask), image.bidirectional], dim=1),
-            ids=torch.cat([ids.masked_fill(~mask, -1), torch.full_like(image.span, -1)], dim=1),
+        return (
+            image
+            if self.spec.condition == "class"
+            else behind_prompt(image, batch["ids"], batch["mask"], self.text.embed(batch["ids"]))
         )
 
     def decode(self, hidden: Tokens) -> Tensor:
@@ -195,9 +183,3 @@ class Diffusion(Modality):
             return out
         with_condition, without = out.chunk(2)
         return without + weight * (with_condition - without)
-
-
-def _pad_prompts(rows: Sequence[Tensor]) -> Batch:
-    """{"ids" [B, L], "mask" [B, L]} of prompts of any lengths."""
-    ids, mask = pad_rows(rows)
-    return {"ids": ids, "mask": mask}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from modalities.base import Modality, ModalitySpec
 from modalities.diffusion.autoencoders import AutoencoderSpec, PixelsSpec
-from modalities.diffusion.objectives import FlowSpec, ObjectiveSpec
+from modalities.diffusion.flow import FlowSpec
+from modalities.diffusion.objectives import ObjectiveSpec
 
 if TYPE_CHECKING:
     from modalities.diffusion.module import Diffusion

@@ -25,9 +25,9 @@ def evaluate(
     out: Path | None = None,
     limit: int | None = None,
 ) -> list[Score]:
-    """Accuracy on the first `limit` test images. With `out`, the wrongly read ones go to `vision_errors.png`."""
+    """Accuracy on the test images, or on `limit` of them; with `out`, the wrong ones go to `vision_errors.png`."""
     train_images, train_labels = stack(modality, train)
-    images, labels = stack(modality, test[:limit] if limit is not None else test)
+    images, labels = stack(modality, spread(test, limit))
     baseline = nearest_mean_accuracy(train_images, train_labels, images, labels)
     step, device = new_step(), modality.query.device
     parts = [modality.classify(step, part.to(device)).argmax(-1).cpu() for part in images.split(BATCH)]
@@ -38,9 +38,15 @@ def evaluate(
     return [Score("accuracy", right.float().mean().item(), baseline, True, "share", note)]
 
 
+def spread(raws: Sequence[Raw], limit: int | None) -> list[Raw]:
+    """At most `limit` raw examples at even distances, so that a set in order of classes keeps them all."""
+    count = len(raws) if limit is None else min(limit, len(raws))
+    return [raws[i * len(raws) // count] for i in range(count)]
+
+
 def stack(modality: Vision, raws: Sequence[Raw]) -> tuple[Tensor, Tensor]:
     """All labelled raw examples as images [N, C, H, W] and labels [N]."""
-    examples = [e for e in (modality.example(raws[i]) for i in range(len(raws))) if e["label"] >= 0]
+    examples = [e for e in map(modality.example, raws) if e["label"] >= 0]
     if not examples:
         raise ValueError("vision evaluation: no labelled images, expected raw examples with a `label`")
     return torch.stack([e["image"] for e in examples]), torch.stack([e["label"] for e in examples])

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from modalities.diffusion.autoencoders import DiffusersSpec
+from modalities.diffusion.ddpm import DdpmSpec
 from modalities.diffusion.evaluate import evaluate
-from modalities.diffusion.objectives import DdpmSpec, FlowSpec
+from modalities.diffusion.flow import FlowSpec
 from modalities.diffusion.spec import DiffusionSpec
 from modalities.text.spec import TextSpec
 from modalities.vision.data import SklearnDigitsSpec

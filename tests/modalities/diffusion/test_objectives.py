@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modalities.diffusion.objectives import DdpmSpec, FlowSpec
+from modalities.diffusion.ddpm import DdpmSpec
+from modalities.diffusion.flow import FlowSpec
 
 OBJECTIVES = [
     FlowSpec(),
