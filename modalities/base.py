@@ -56,6 +56,13 @@ class Tokens:
         """(B, S)."""
         return self.embedding.shape[0], self.embedding.shape[1]
 
+    @property
+    def real(self) -> Tensor:
+        """Number of tokens that are not padding, a scalar."""
+        if self.mask is None:
+            return torch.tensor(self.shape[0] * self.shape[1], device=self.embedding.device)
+        return self.mask.sum()
+
     def replace(self, **changes: Any) -> Tokens:
         """A copy with some fields exchanged."""
         return dataclasses.replace(self, **changes)
@@ -215,6 +222,13 @@ class Modality(nn.Module):
     def loss(self, hidden: Tokens, batch: Batch) -> Loss:
         """The training loss of the trunk's answer to `encode(batch)`, as a sum."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(target units, real tokens) of a prepared batch, scalars: the `count` of its loss and what `encode` leaves
+        unmasked, known before the trunk has run. This default encodes to find out; modalities count directly."""
+        tokens = self.encode(batch)
+        return self.loss(tokens, batch).count, tokens.real
 
 
 @dataclass(frozen=True, kw_only=True)

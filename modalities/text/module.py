@@ -88,6 +88,10 @@ class Text(Modality):
         hits = ((logits.detach().argmax(-1) == target) & real).sum()
         return Loss(total, count, {"accuracy": (hits.float(), count)})
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target ids, and ids that are not padding."""
+        return (batch["target"] != IGNORE).sum(), batch["mask"].sum()
+
     def prompt(self, texts: Sequence[str]) -> Batch:
         """Prompts to ids [B, S] padded on the left (bos first), mask [B, S] and position [B, S, 1] from 0 at bos."""
         rows = [torch.tensor([self.tokenizer.bos, *self.tokenizer.encode(t)]) for t in texts]

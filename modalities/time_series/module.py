@@ -110,6 +110,12 @@ class TimeSeries(Modality):
         metrics = {f"mse_{p}": (s.sum(), count) for p, s in zip(self.spec.heads, squares, strict=True)}
         return Loss(losses.sum(), count, metrics)
 
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Positions that forecast, and tokens with a value in them."""
+        real = batch["past_mask"].unflatten(1, (-1, self.unit)).any(-1)
+        wanted = self.targets(Tokens(embedding=real.unsqueeze(-1)), batch)[2]
+        return wanted.any(1).sum(), real.sum()
+
     @torch.no_grad()
     def sample(self, step: Step, series: Any, horizon: int) -> Tensor:
         """The next `horizon` values after a series [n] or [B, n]: float32 [horizon] or [B, horizon], in its own units.

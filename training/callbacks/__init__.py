@@ -1,0 +1,1 @@
+"""What watches training: logs, progress, heat maps, the collapse alarm, averaged weights, the last checkpoint."""
