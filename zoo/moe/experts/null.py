@@ -44,7 +44,8 @@ class NullExperts(nn.Module):
             for i in range(self.pool.null.constant):
                 start = self.pool.first("constant") + i
                 gate = self._gate(routing, start, start + 1)[:, None].to(x.dtype)
-                a = torch.softmax(F.linear(x, self.mix[i]).float(), dim=-1).to(x.dtype)
+                mix = F.linear(x, self.mix[i])
+                a = torch.softmax(mix.to(torch.promote_types(mix.dtype, torch.float32)), dim=-1).to(x.dtype)
                 parts.append(gate * (a[:, :1] * x + a[:, 1:] * self.value[i]))
         return sum(parts[1:], parts[0]) if parts else None
 

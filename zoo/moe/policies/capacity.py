@@ -20,7 +20,8 @@ class CapacitySpec(PolicySpec):
 
     factor    capacity over mean load
     minimum   capacity never falls below this
-    priority  who stays: score (highest selection score), position (earliest token), random (needs a generator)
+    priority  who stays: score (highest selection score), position (earliest token), random (drawn in training;
+              the earliest token otherwise)
     reweigh   weigh the surviving slots anew with the router's own rule; otherwise they keep their weights
     null_too  whether null experts have a capacity too
     """
@@ -67,8 +68,6 @@ class CapacitySpec(PolicySpec):
         if self.priority == "score":
             index = routing.expert.clamp(max=routing.experts - 1)
             return routing.scores.gather(1, index)
-        if self.priority == "random":
-            if ctx.generator is None:
-                raise ValueError("capacity with priority 'random' needs ctx.generator")
+        if self.priority == "random" and ctx.training and ctx.generator is not None:
             return torch.rand(routing.expert.shape, generator=ctx.generator).to(routing.expert.device)
         return torch.zeros_like(routing.gate)

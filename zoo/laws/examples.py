@@ -1,0 +1,114 @@
+"""Small descriptions of any registered part: its required keys filled by their types, and one variant per choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union
+
+from zoo import registry
+from zoo.spec import Plain
+
+SIZES = {"hidden": 6, "heads": 2, "dim": 8}
+"""Values of required whole numbers that are not 2."""
+
+BASE: dict[str, Plain] = {
+    "expert": {"type": "swiglu", "hidden": 6},
+    "router": {"type": "top_k"},
+    "ffn": {
+        "type": "moe",
+        "routed": 4,
+        "experts": {"type": "swiglu", "hidden": 6},
+        "router": {"type": "top_k"},
+        "allow_future": True,
+    },
+}
+"""What stands in a socket when a case is about something else."""
+
+EXTRA: dict[tuple[str, str], list[Plain]] = {
+    ("router", "top_k"): [
+        {"k": 1, "normalize": "all"},
+        {"k": 3, "score": "sigmoid", "normalize": "none", "scale": 2.5},
+        {"groups": 2, "top_groups": 1, "k": 2},
+        {"groups": 2, "top_groups": 1, "group_score": "top2", "score": "sigmoid", "bias": True},
+        {"jitter": 0.3},
+    ],
+    ("router", "top_p"): [
+        {"p": 1.0},
+        {"p": 0.5, "max_k": 2},
+        {"p": 0.5, "min_k": 2},
+        {"combine": "sparsemixer", "near_tie": 0.2},
+        {"jitter": 0.3},
+    ],
+    ("policy", "capacity"): [{"factor": 0.6}, {"factor": 0.6, "null_too": True}, {"factor": 8.0}],
+    ("balance", "switch"): [
+        {"groups": 2},
+        {"null_weight": 0.75},
+        {"scope": "global_exact", "count": "tokens"},
+        {"scope": "global_exact", "count": "first"},
+    ],
+    ("balance", "bias"): [{"routed_share": 0.5}],
+}
+"""Variants that a change of one key from the defaults does not reach."""
+
+
+def fill(cls: type) -> Plain:
+    """The required keys of a spec class with small values. Raises ValueError naming a key of unknown type."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: _value(f.name, hints[f.name]) for f in _fields(cls) if _required(f)}
+
+
+def variants(kind: str, name: str) -> Iterator[tuple[str, Plain]]:
+    """(label, description) of a part: its defaults, every other choice of one key at a time, and EXTRA."""
+    cls = registry.get(kind, name)
+    base = {"type": name, **fill(cls)}
+    yield name, base
+    hints = typing.get_type_hints(cls)
+    for f in _fields(cls):
+        default = base.get(f.name, None if _required(f) else f.default)
+        for choice in _choices(hints[f.name]):
+            if choice != default:
+                yield f"{name}({f.name}={choice})", {**base, f.name: choice}
+    for more in EXTRA.get((kind, name), []):
+        yield f"{name}({', '.join(f'{k}={v}' for k, v in more.items())})", {**base, **more}
+
+
+def _fields(cls: type) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(cls) if f.init]
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return (False, True) if hint is bool else ()
+
+
+def _value(name: str, hint: Any) -> Any:
+    """A small value of a type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return args[0]
+    if origin in (Union, types.UnionType):
+        return None if type(None) in args else _value(name, args[0])
+    if origin is tuple:
+        return [_value(name, args[0])]
+    if dataclasses.is_dataclass(hint):
+        kind = getattr(hint, "kind", None)
+        return fill(typing.cast(type, hint)) if kind is None else _socket(kind)
+    plain = {int: SIZES.get(name, 2), float: 0.5, bool: False}
+    if hint not in plain:
+        raise ValueError(f"{name}: required and of type {hint}; the laws cannot make up a value for it")
+    return plain[hint]
+
+
+def _socket(kind: str) -> Plain:
+    if kind in BASE:
+        return dict(BASE[kind])
+    name = registry.names(kind)[0]
+    return {"type": name, **fill(registry.get(kind, name))}
