@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -90,6 +91,24 @@ def micro(case: LayerCase) -> None:
         step.add([piece])
     alone.add([pieces[-1]])
     all_close(step.losses([pieces[-1]], 0), alone.losses([pieces[-1]], 0), "loss")
+
+
+def _widens(case: LayerCase) -> bool:
+    return any(rule.wider_scope() for rule in case.spec.balance)
+
+
+@law("one micro-batch on one rank: the wider scopes equal scope micro", LayerCase, _widens)
+def single(case: LayerCase) -> None:
+    layer = case.layer()
+    pieces = records(layer, case, [])
+    narrow = [replace(r, scope="micro") if r.wider_scope() else r for r in case.spec.balance]  # type: ignore[call-arg]
+    found = []
+    for rules in (case.spec.balance, tuple(narrow)):
+        layer.spec = replace(case.spec, balance=rules)
+        step = BalanceStep([layer])
+        step.add(pieces)
+        found.append(step.losses(pieces, 0))
+    all_close(found[0], found[1], "loss")
 
 
 @law(

@@ -192,6 +192,10 @@ def _pool_cases() -> Iterator[Case]:
     for gate in ("none", "sigmoid", "router"):
         yield layer_case(f"shared {gate}", {"shared": {"count": 2, "hidden": 4, "gate": gate}}, {"moe"})
     yield layer_case("reference", {"backend": "reference", **RICH}, {"moe"})
+    for count in ("slots", "tokens", "first"):
+        rule = {"type": "switch", "scope": "global_exact", "count": count}
+        varied = {"router": {"type": "top_p"}, "balance": [rule], **RICH}
+        yield layer_case(f"varied k, {count}", varied, {"moe", "switch", "top_p"})
     yield layer_case("one expert", {"routed": 1, "router": {"type": "top_k", "k": 1}}, {"moe"})
     yield layer_case("every expert", {"router": {"type": "top_k", "k": 4}}, {"moe"})
 

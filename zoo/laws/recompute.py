@@ -35,4 +35,4 @@ def checkpoint(case: TrunkCase) -> None:
     for got, expected in zip(again.records, plain.records, strict=True):
         same_stats(got.stats, expected.stats)
     for one, two in zip(counts, counts_2, strict=True):
-        close(two.double(), one.double(), "counts of the optimiser step", 0)
+        close(two.pack().double(), one.pack().double(), "counts of the optimiser step", 0)

@@ -13,7 +13,7 @@ from zoo.laws.cases import LayerCase
 from zoo.laws.law import all_close, close, law
 from zoo.moe.balance.step import BalanceStep
 from zoo.moe.layer import MoE
-from zoo.moe.stats import count_slots
+from zoo.moe.record import LayerRecord
 
 
 def _exact(case: LayerCase) -> bool:
@@ -36,11 +36,11 @@ def ranks(case: LayerCase, cut: int) -> list[tuple[MoE, BalanceStep, Tensor]]:
     return found
 
 
-def _flat_counts(layer: MoE, pieces: list) -> Tensor:  # type: ignore[type-arg]
+def _flat_counts(layer: MoE, pieces: list[LayerRecord]) -> Tensor:
     """What a rank hands to the reduction."""
-    sent: list[Tensor] = []
-    BalanceStep([layer], lambda flat: (sent.append(flat.clone()), flat)[1]).add(pieces)
-    return sent[0] if sent else count_slots(pieces[0].routing.selected, layer.pool.experts)
+    step = BalanceStep([layer])
+    step.add(pieces)
+    return step.packed[0]
 
 
 @law("loss and gradient are the same for one rank and for two of unequal size", LayerCase, _exact)

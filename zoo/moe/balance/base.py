@@ -15,8 +15,35 @@ from torch import Tensor
 
 from zoo.moe.pool import Pool
 from zoo.moe.routing import Routing
+from zoo.moe.stats import count_slots
 
 Scope = Literal["sequence", "micro", "global", "global_exact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What was counted of one layer: slots [E] and first choices [E] per expert, before policies, and tokens []."""
+
+    slots: Tensor
+    first: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, routing: Routing) -> Counts:
+        """The counts of one routing."""
+        slots = count_slots(routing.selected, routing.experts)
+        first = count_slots(routing.selected[:, :1], routing.experts)
+        return cls(slots=slots, first=first, tokens=routing.mask.sum())
+
+    @classmethod
+    def unpack(cls, flat: Tensor) -> Counts:
+        """The counts in a vector that `pack` made."""
+        slots, first = flat[:-1].chunk(2)
+        return cls(slots=slots, first=first, tokens=flat[-1])
+
+    def pack(self) -> Tensor:
+        """All counts as one vector [2 E + 1], to be summed over ranks."""
+        return torch.cat([self.slots, self.first, self.tokens[None]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +52,19 @@ class BalanceContext:
 
     segment  [T] int64, the sequence each token belongs to (row and document), numbered 0..segments-1
     segments number of sequences
-    counts   [E] counts of the wider scope: of the optimiser step so far over all ranks, this micro-batch included
+    counts   counts of the wider scope: of the optimiser step so far over all ranks, this micro-batch included
              (`global`), or of the whole step (`global_exact`); None where there is nothing wider
     pool     what the columns mean
     """
 
     segment: Tensor
     segments: int
-    counts: Tensor | None
+    counts: Counts | None
     pool: Pool
 
     @classmethod
     def of(
-        cls, routing: Routing, shape: tuple[int, int], document: Tensor | None, counts: Tensor | None, pool: Pool
+        cls, routing: Routing, shape: tuple[int, int], document: Tensor | None, counts: Counts | None, pool: Pool
     ) -> BalanceContext:
         """The context of one layer's routing of a [B, S] batch."""
         rows, length = shape

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zoo.moe.balance.base import BalanceContext
+from zoo.moe.balance.base import BalanceContext, Counts
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
-from zoo.moe.stats import count_slots
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -28,15 +27,20 @@ class BalanceStep:
 
     def __init__(self, layers: Sequence[MoE], reduce: Reduce = _same, *, exact: bool = False) -> None:
         self.layers, self.reduce, self.exact = list(layers), reduce, exact
-        self.sizes = [layer.pool.experts for layer in layers]
-        self.counts = [torch.zeros(size, dtype=torch.int64) for size in self.sizes]
+        self.sizes = [2 * layer.pool.experts + 1 for layer in layers]
+        self.packed = [torch.zeros(size, dtype=torch.int64) for size in self.sizes]
 
     def add(self, records: Sequence[LayerRecord]) -> None:
         """Adds the counts of a micro-batch, over all ranks."""
         with torch.no_grad():
-            flat = torch.cat([count_slots(r.routing.selected, s) for r, s in zip(records, self.sizes, strict=True)])
+            flat = torch.cat([Counts.of(record.routing).pack() for record in records])
             pieces = self.reduce(flat).split(self.sizes)
-            self.counts = [c.to(p.device) + p for c, p in zip(self.counts, pieces, strict=True)]
+            self.packed = [c.to(p.device) + p for c, p in zip(self.packed, pieces, strict=True)]
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What was counted so far, by layer."""
+        return [Counts.unpack(flat) for flat in self.packed]
 
     def losses(self, records: Sequence[LayerRecord], step: int) -> dict[str, Tensor]:
         """Weighted losses of a micro-batch, "type" -> scalar: sums over its tokens, mean over layers."""
@@ -56,11 +60,11 @@ class BalanceStep:
         """Once per optimiser step: selection biases follow the counts; counting starts anew."""
         for layer, counts in zip(self.layers, self.counts, strict=True):
             for rule in layer.spec.balance:
-                delta = rule.delta(counts, layer.pool)
+                delta = rule.delta(counts.slots, layer.pool)
                 bias = layer.router.bias
                 if delta is not None and bias is not None:
                     bias += delta.to(bias.device) * (rule.weight_at(step) / rule.weight if rule.weight else 0)
-        self.counts = [torch.zeros_like(c) for c in self.counts]
+        self.packed = [torch.zeros_like(flat) for flat in self.packed]
 
 
 def needs_exact_counts(layers: Sequence[MoE]) -> bool:

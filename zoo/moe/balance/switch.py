@@ -59,10 +59,9 @@ class SwitchSpec(BalanceSpec):
         load = _segment_sum(hits, segment, count)
         tokens = _segment_sum(routing.mask[:, None].to(probs.dtype), segment, count)
         if ctx.counts is not None and self.wider_scope():
-            load = ctx.counts.to(probs.dtype)[None]
-        share = load / load.sum(-1, keepdim=True).clamp(min=1)
-        if self.count == "tokens":
-            share = share * _segment_sum(hits, segment, count).sum(-1, keepdim=True) / tokens.clamp(min=1)
+            wider = ctx.counts.first if self.count == "first" else ctx.counts.slots
+            load, tokens = wider.to(probs.dtype)[None], ctx.counts.tokens.to(probs.dtype)
+        share = load / (tokens if self.count == "tokens" else load.sum(-1, keepdim=True)).clamp(min=1)
         weight = probs.new_ones(probs.shape[1])
         weight[ctx.pool.routed :] = self.null_weight
         terms = self._group(share) * self._group(mass * weight)
