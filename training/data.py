@@ -109,6 +109,12 @@ class MixtureData(L.LightningDataModule):
                 self._examples[key] = found
         return found
 
+    def adopt(self, other: MixtureData, source: str) -> None:
+        """Takes over the examples of a source that another data module prepared with an equal modality."""
+        if source in other.sources and other.sources[source].data == self.sources[source].data:
+            self._raws |= {key: raws for key, raws in other._raws.items() if key[0] == source}
+            self._examples |= {key: example for key, example in other._examples.items() if key[0] == source}
+
     def batch(self, source: str, split: str, indices: Sequence[int], *place: int | str) -> Micro:
         """Examples of a source as one collated batch; crops are drawn for this place."""
         name, modality = self.modality(source)

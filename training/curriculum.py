@@ -1,0 +1,200 @@
+"""Curricula: stages as data, run one after the other in one process, each from where the last one stopped.
+
+A stage names what `fit` takes and how it begins. Beside each other in the run's folder stand one folder per stage, and
+`weights.safetensors` in it says that the stage is finished: a curriculum that was killed skips those and resumes the
+stage it was in from that stage's `last.ckpt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from zoo.spec import SpecError, parse, read_yaml
+from zoo.surgery.merge import average_and_split
+
+if TYPE_CHECKING:
+    from training.data import MixtureData
+    from training.module import UnifiedModule
+
+FINISHED = "weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnterSpec:
+    """How a stage begins.
+
+    copy       the stage whose weights it takes over
+    merge      the dense specialist stages that are merged into the experts of this stage's model
+    owners     with merge: modality -> the stage whose encoder and heads are taken
+    scale      with merge: factor on the routed experts' last map (see zoo.surgery.merge)
+    """
+
+    copy: str | None = None
+    merge: tuple[str, ...] = ()
+    owners: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.copy is None) == (not self.merge):
+            raise ValueError("copy: give either copy or merge")
+        for modality, stage in self.owners.items():
+            if stage not in self.merge:
+                raise ValueError(f"owners.{modality}: {stage!r} is not among the merged stages {list(self.merge)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage.
+
+    name   its folder
+    steps  optimiser steps
+    enter  how it begins; random weights without
+    fit    what `fit` takes: model, data and trainer, laid over the curriculum's `defaults`
+    """
+
+    name: str
+    steps: int
+    enter: EnterSpec | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumSpec:
+    """A curriculum.
+
+    output    folder of the run
+    defaults  what `fit` takes in every stage, unless the stage says otherwise
+    stages    the stages, in order
+    """
+
+    output: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    stages: tuple[StageSpec, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for i, stage in enumerate(self.stages):
+            enter = stage.enter
+            for name in [] if enter is None else [*([enter.copy] if enter.copy else []), *enter.merge]:
+                if name not in seen:
+                    raise ValueError(f"stages[{i}].enter: {name!r} is no stage before {stage.name!r}")
+            if stage.name in seen:
+                raise ValueError(f"stages[{i}].name: {stage.name!r} is taken by an earlier stage")
+            seen.add(stage.name)
+
+
+def resolve(defaults: Mapping[str, Any], stage: StageSpec) -> dict[str, Any]:
+    """What `fit` gets in a stage: model, data and trainer, the stage's own keys over the defaults."""
+    base = {"model": {}, "data": {}, "trainer": {}, **defaults}
+    for section, values in stage.fit.items():
+        if section not in base:
+            raise SpecError(f"stages.{stage.name}.fit: unknown section {section!r}; expected model, data or trainer")
+        base[section] = {**base[section], **values}
+    return base
+
+
+def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
+    """Runs all stages that are not finished; returns the weights of the last one."""
+    from training.module import UnifiedModule
+    from training.run import fit
+    from training.sources import build_data
+
+    root = Path(spec.output)
+    prepared: dict[str, MixtureData] = {}
+    for number, stage in enumerate(spec.stages, 1):
+        folder = root / stage.name
+        if (folder / FINISHED).exists():
+            continue
+        settings = resolve(spec.defaults, stage)
+        print(f"stage {number} of {len(spec.stages)}: {stage.name}, {stage.steps} steps", flush=True)
+        module, data = UnifiedModule(**settings["model"]), build_data(settings["data"])
+        if stage.enter is not None:
+            begin(module, root, stage.enter)
+            reuse(data, prepared, stage.enter)
+        trainer = {"progress": progress, **settings["trainer"]}
+        fit(module, data, max_steps=stage.steps, folder=folder, **trainer)
+        save_weights(module.model, folder / FINISHED)
+        prepared[stage.name] = data
+    return root / spec.stages[-1].name / FINISHED
+
+
+def begin(module: UnifiedModule, root: Path, enter: EnterSpec) -> None:
+    """Gives the model the weights its stage begins with; what was fitted before training comes along."""
+    from safetensors.torch import load_file
+
+    if enter.copy is not None:
+        state = load_file(root / enter.copy / FINISHED)
+        module.mark_fitted()
+    else:
+        states = [load_file(root / name / FINISHED) for name in enter.merge]
+        owners = {modality: enter.merge.index(stage) for modality, stage in enter.owners.items()}
+        state = average_and_split(module.model.state_dict(), states, owners, enter.scale)
+        module.mark_fitted(*owners)
+    module.model.load_state_dict(state)
+
+
+def reuse(data: MixtureData, prepared: Mapping[str, MixtureData], enter: EnterSpec) -> None:
+    """Examples that an earlier stage of this process prepared with the very modality this stage goes on with."""
+    for source, spec in data.sources.items():
+        stage = enter.copy or enter.owners.get(spec.modality or source, "")
+        if stage in prepared:
+            data.adopt(prepared[stage], source)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes safetensors beside and renames, so that the file is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(state, temporary)
+    temporary.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m training curriculum`: runs or goes on with a curriculum. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training curriculum", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", required=True, help="a YAML file of stages, such as configs/stages/quickstart.yaml")
+    parser.add_argument("--output", help="folder of the run, in place of the one the file names")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the stages, train nothing")
+    args = parser.parse_args(argv)
+    try:
+        spec = read(args.config, args.output)
+        if args.dry_run:
+            dry_run(spec)
+        else:
+            print(f"weights: {run(spec)}")
+    except (SpecError, FileNotFoundError, FileExistsError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read(path: str | Path, output: str | None = None) -> CurriculumSpec:
+    """A curriculum's YAML, with its output folder exchanged where given."""
+    plain = read_yaml(path)
+    return parse(CurriculumSpec, plain if output is None else {**plain, "output": output})
+
+
+def dry_run(spec: CurriculumSpec) -> None:
+    """Builds every stage's model and data descriptions, which is where mistakes show, and prints them."""
+    from training.module import UnifiedModule
+    from training.sources import build_data
+
+    for stage in spec.stages:
+        settings = resolve(spec.defaults, stage)
+        module, data = UnifiedModule(**settings["model"]), build_data(settings["data"])
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        chosen = {name: str(source.choose(name)) for name, source in data.sources.items()}
+        print(f"{stage.name}: {stage.steps} steps, {trained:,} parameters train, data {chosen}")

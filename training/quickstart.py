@@ -1,0 +1,121 @@
+"""The main job: train `unimoe-tiny` through its three stages, measure every modality, leave a loadable entry behind."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from modalities.base import Score
+from training.curriculum import CurriculumSpec, read, resolve, run
+from training.evaluation import Splits, evaluate, routing_maps, table, write_metrics
+from training.sources import build_data
+from zoo.hub.card import CardFields, Result
+from zoo.hub.entries import find_entry, has_entry, plain_spec
+from zoo.models.unified import ModelSpec, Unified
+from zoo.spec import override, parse
+
+CONFIG = "configs/stages/quickstart.yaml"
+DONE = "metrics.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 when every row beat its baseline, 1 when one did not, 2 on wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m training.quickstart", description=__doc__)
+    parser.add_argument("--config", default=CONFIG, help="the curriculum (default: %(default)s)")
+    parser.add_argument("--output", help="folder of the run (default: the one the curriculum names)")
+    parser.add_argument("--overwrite", action="store_true", help="delete a finished run in that folder first")
+    parser.add_argument("--limit", type=int, help="at most so many held-out examples per modality")
+    args = parser.parse_args(argv)
+    try:
+        return quickstart(read(args.config, args.output), overwrite=args.overwrite, limit=args.limit)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def quickstart(spec: CurriculumSpec, *, overwrite: bool = False, limit: int | None = None) -> int:
+    """Trains, evaluates, saves, loads again. A run that was stopped goes on where it was."""
+    started, out = time.monotonic(), Path(spec.output)
+    if (out / DONE).exists():
+        if not overwrite:
+            raise FileExistsError(f"{out}: holds a finished run; pass --overwrite (make quickstart ARGS=--overwrite)")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = run(spec)
+    settings = resolve(spec.defaults, spec.stages[-1])
+    model = final_model(settings["model"], weights)
+    splits = held_out(settings["data"])
+    rows: list[tuple[str, Score]] = []
+    for row in evaluate(model, splits, out=out, limit=limit):
+        rows.append(row)
+        print(f"measured {row[0]}: {row[1].name} {row[1].value:.3f} {row[1].unit}", flush=True)
+    routing_maps(model, splits, out)
+    same = saved_and_loaded(model, out / "model", card(settings["model"]["spec"], rows))
+    minutes = (time.monotonic() - started) / 60
+    write_metrics(rows, out / DONE, minutes=round(minutes, 2), reloaded_equal=same)
+    return report(rows, out, minutes, same)
+
+
+def final_model(settings: Mapping[str, Any], weights: Path) -> Unified:
+    """The model of the last stage with its weights."""
+    plain = override(plain_spec(settings["spec"]), settings.get("overrides") or {})
+    model = cast(Unified, parse(ModelSpec, plain).build())
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def held_out(settings: Mapping[str, Any]) -> Splits:
+    """Training and test examples of every source; says which data set was found."""
+    data = build_data(settings)
+    for name, source in data.sources.items():
+        print(f"data {name}: {source.choose(name)}")
+    return {s.modality or n: (data.raws(n, "train"), data.raws(n, "test")) for n, s in data.sources.items()}
+
+
+def saved_and_loaded(model: Unified, folder: Path, fields: CardFields) -> bool:
+    """Saves the entry, loads it with `zoo.load` and compares the logits of a text bit by bit."""
+    zoo.save(model, folder, overwrite=True, card=fields)
+    ids = torch.tensor([list(b"To be, or not to be")])
+    with torch.inference_mode():
+        return torch.equal(zoo.load(folder).eval()(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def card(name: Any, rows: Sequence[tuple[str, Score]]) -> CardFields:
+    """The card of the entry that was trained, with the figures just measured."""
+    fields = find_entry(name).content.card if has_entry(name) else CardFields()
+    results = tuple(
+        Result(
+            name=f"{name}: {score.name}",
+            value=round(score.value, 4),
+            unit=score.unit,
+            baseline=round(score.baseline, 4),
+            note=score.note,
+        )
+        for name, score in rows
+    )
+    return replace(fields, results=results)
+
+
+def report(rows: Sequence[tuple[str, Score]], out: Path, minutes: float, same: bool) -> int:
+    """Prints the table and what lies where; the exit code says whether all was won."""
+    lost = [f"{name}: {score.name}" for name, score in rows if not score.won]
+    print(f"\n{table(rows)}\n")
+    print(f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if p.is_file())))
+    print(f"entry {out / 'model'}: loaded again, outputs {'equal' if same else 'DIFFER'}; {minutes:.1f} minutes in all")
+    for row in lost:
+        print(f"not won: {row}", file=sys.stderr)
+    return 1 if lost or not same else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
