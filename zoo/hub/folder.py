@@ -52,10 +52,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
+    mode = beside.stat().st_mode & 0o666  # what the umask leaves; safetensors would keep files to their owner
     try:
         yield beside
-        for path in (*beside.iterdir(), beside):
+        for path in beside.iterdir():
+            path.chmod(mode)
             _flush(path)
+        _flush(beside)
         _swap(beside, folder)
         _flush(folder.parent)
     finally:

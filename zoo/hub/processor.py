@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 
 from modalities.base import Batch, Modality, Raw
 from zoo import registry
-from zoo.hub import config, tensors
-from zoo.hub.entries import has_entry, is_path, plain_spec
+from zoo.hub import tensors
+from zoo.hub.entries import find_entry, has_entry, is_path, plain_spec
 from zoo.hub.weights import locate
 from zoo.spec import SpecError, parse
 
@@ -58,35 +59,33 @@ def processor(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Processor:
     """
     from zoo.models.unified import ModelSpec, UnifiedSpec, build_modalities
 
-    plain = plain_spec(ref)
+    folder = _weights(ref)
+    plain = plain_spec(ref if folder is None else folder)
     spec = parse(ModelSpec, plain)
     if not isinstance(spec, UnifiedSpec):
         raise SpecError(f"type: a {plain.get('type')!r} model has no modalities, so no processor")
     with torch.random.fork_rng(devices=[]):
         modules = build_modalities(spec)
-    trained = {f"modalities.{name}" for name, p in modules.named_parameters() if p.requires_grad}
-    if _has_weights(ref):
-        _read_fitted(modules, ref, trained)
+    if folder is not None:
+        _read_fitted(modules, folder)
     _drop_trained(modules)
     return Processor(modules.eval(), {name: registry.type_of(part) for name, part in spec.modalities.items()})
 
 
-def _has_weights(ref: str | os.PathLike[str] | Mapping[str, Any]) -> bool:
+def _weights(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Path | None:
+    """The folder of the weights behind a reference, None where it has none."""
     if isinstance(ref, Mapping):
-        return False
+        return None
     if not is_path(ref) and has_entry(os.fspath(ref)):
-        from zoo.hub.entries import find_entry
+        return locate(ref) if find_entry(os.fspath(ref)).weights is not None else None
+    hub = isinstance(ref, str) and ref.startswith("hf:")
+    return locate(ref) if hub or Path(ref).expanduser().is_dir() else None
 
-        return find_entry(os.fspath(ref)).weights is not None
-    return os.path.isdir(os.path.expanduser(ref))
 
-
-def _read_fitted(modules: nn.ModuleDict, ref: Any, trained: set[str]) -> None:
-    """Buffers and frozen parameters of the modalities, from the weights behind `ref`."""
-    folder = locate(ref)
-    config.read(folder / "config.json")
-    expected = {f"modalities.{name}": value for name, value in modules.state_dict().items()}
-    expected = {name: value for name, value in expected.items() if name not in trained}
+def _read_fitted(modules: nn.ModuleDict, folder: Path) -> None:
+    """Buffers and frozen parameters of the modalities, from a saved model."""
+    trained = {name for name, p in modules.named_parameters() if p.requires_grad}
+    expected = {f"modalities.{name}": v for name, v in modules.state_dict().items() if name not in trained}
     stored = {name: s for name, s in tensors.contents(folder).items() if name in expected}
     tensors.check(stored, expected, folder)
     values = {name.removeprefix("modalities."): value for name, value in tensors.read(stored).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,11 @@ from modalities.base import Step, Tokens
 from modalities.text.module import IGNORE, Text
 from modalities.text.sampling import draw
 from zoo.backbone.cache import Cache
+from zoo.models.calm import evaluating
 from zoo.moe.record import LayerRecord
+
+if TYPE_CHECKING:
+    from zoo.models.verbs import Verbs
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a byte tokenizer shows the first bytes of a character
 
@@ -120,3 +125,16 @@ def pieces(text: Text, ids: Iterator[Tensor]) -> Iterator[str]:
     rest = text.tokenizer.decode(drawn)[shown:]
     if rest:
         yield rest
+
+
+@torch.inference_mode()
+def read_text(model: Verbs, text: str, rows: int = 8) -> None:
+    """Runs a text of any length through the model, cut into rows of the length it trains on; for traces."""
+    name = model.find("text")
+    module = cast(Text, model.modalities[name])
+    ids = module.example({"text": text})["ids"].split(module.spec.length)
+    with evaluating(model):
+        for start in range(0, len(ids), rows):
+            batch = module.batch(ids[start : start + rows])
+            device = module.embedding.weight.device
+            model.run(module.encode({key: value.to(device) for key, value in batch.items()}), name)

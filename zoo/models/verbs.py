@@ -224,18 +224,26 @@ class Verbs(nn.Module):
 
     def sample(
         self,
-        conditions: int | str | Sequence[int] | Sequence[str],
+        labels: int | Sequence[int] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Images uint8 [B, H, W, C] for class numbers or prompts, one each. Settings as in Diffusion.sample."""
-        wanted = [conditions] if isinstance(conditions, (int, str)) else list(conditions)
+        """Images uint8 [B, H, W, C], one for each class number, or for each prompt where the model reads prompts.
+
+        steps and guidance are those of the spec where left out. Raises ValueError where the model takes the other kind.
+        """
         with self._answering("diffusion") as (diffusion, step):
-            generator = torch.Generator().manual_seed(seed)
             module = cast("Diffusion", diffusion)
-            return module.sample(step, wanted, generator=generator, steps=steps, guidance=guidance)  # type: ignore[arg-type]
+            given, other = (labels, prompts) if module.spec.condition == "class" else (prompts, labels)
+            if given is None or other is not None:
+                wanted = "labels" if module.spec.condition == "class" else "prompts"
+                raise ValueError(f"{wanted}: missing; this model draws images for {wanted}, and for nothing else")
+            conditions: Any = [given] if isinstance(given, (int, str)) else list(given)
+            generator = torch.Generator().manual_seed(seed)
+            return module.sample(step, conditions, generator=generator, steps=steps, guidance=guidance)
 
     def forecast(self, series: Any, horizon: int) -> Tensor:
         """The next `horizon` values of a series [n], or of several [B, n], in its own units."""
