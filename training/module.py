@@ -242,8 +242,8 @@ class UnifiedModule(L.LightningModule):
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= PATIENCE:
             raise RuntimeError(
-                f"the gradients of {PATIENCE} steps in a row were not finite (the last was step {self.done}); lower lr, "
-                "set clip, or look for bad values in the data"
+                f"the gradients of {PATIENCE} steps in a row were not finite (the last was step {self.done}); "
+                "lower lr, set clip, or look for bad values in the data"
             )
 
     def _report(self) -> Report:
@@ -279,9 +279,8 @@ class UnifiedModule(L.LightningModule):
         """(modality, its decoded outputs on the CPU) of each micro-batch."""
         results = []
         for name, values in self.prepared(batch, "predict", batch_idx):
-            modality = self.model.modality(name)
-            hidden = self.model.run(modality.encode(values), name).tokens
-            results.append((name, modality.decode(hidden).cpu()))
+            out = self.model(name, values)
+            results.append((name, self.model.modality(name).decode(out.tokens).cpu()))
         return results
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

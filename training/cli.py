@@ -1,0 +1,38 @@
+"""`python -m training fit | validate | test | predict | curriculum | compare`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    **dict.fromkeys(("fit", "validate", "test", "predict"), "training.lightning_cli"),
+    "curriculum": "training.curriculum",
+    "compare": "training.compare",
+}
+USAGE = """usage: python -m training COMMAND [options]
+
+  fit         trains:     --config configs/train/unimoe-tiny.yaml [--config MORE.yaml] [--trainer.max_steps 500] ...
+  validate    losses on validation data (--ckpt_path auto: of the run's last checkpoint)
+  test        losses on test data
+  predict     outputs for test data
+  curriculum  stages given as data: --config configs/stages/quickstart.yaml
+  compare     runs side by side
+
+COMMAND --help explains its options; fit --print_config prints the configuration as it was resolved.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one subcommand; only what it needs is imported."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if given[0] not in COMMANDS:
+        from zoo.registry import nearest
+
+        raise SystemExit(f"no command {given[0]!r}{nearest(given[0], list(COMMANDS))}; there are {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[given[0]])
+    module.main(given if COMMANDS[given[0]] == "training.lightning_cli" else given[1:])

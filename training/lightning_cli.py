@@ -1,0 +1,90 @@
+"""LightningCLI over UnifiedModule and MixtureData: several --config compose, --print_config can be fed back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from training.callbacks.checkpoint import LAST, last_checkpoint
+from training.checkpoint_io import AtomicCheckpointIO
+from training.data import MixtureData
+from training.module import UnifiedModule
+
+ALLOWED = ("training", "zoo", "modalities", "lightning", "torch")
+MODE = "moezoo"
+
+
+class ForbiddenClass(SystemExit):
+    """A configuration names a class from elsewhere."""
+
+
+def check_class_paths(value: Any, where: str = "") -> None:
+    """Ends the program where a configuration names a class that is neither ours, Lightning's nor torch's: importing
+    it would already run its code."""
+    if isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str) and "." in path and path.split(".")[0] not in ALLOWED:
+            raise ForbiddenClass(f"{where}class_path: {path!r} is refused; classes come from {', '.join(ALLOWED)}")
+        for key, inner in value.items():
+            check_class_paths(inner, f"{where}{key}.")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            check_class_paths(inner, f"{where}{i}.")
+
+
+def load(text: str) -> Any:
+    """YAML to plain values, class paths checked before anything is imported."""
+    value = get_loader("yaml")(text)
+    check_class_paths(value)
+    return value
+
+
+class CLI(LightningCLI):
+    """Checkpoints are atomic and hold no code; `--ckpt_path auto` goes on with the run of the trainer's folder."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Runs are bounded by steps: the stream has no end."""
+        parser.set_defaults({"trainer.max_epochs": -1, "trainer.use_distributed_sampler": False})
+
+    def before_instantiate_classes(self) -> None:
+        """Resolves `ckpt_path: auto`: the last.ckpt of the run's folder; for fit, none where the run is new."""
+        own = self.config[self.subcommand]
+        own["weights_only"] = True
+        if own.get("ckpt_path") != "auto":
+            return
+        folder = own.trainer.default_root_dir or "."
+        found = last_checkpoint(folder)
+        if found is None and self.subcommand != "fit":
+            raise SystemExit(f"{folder}: no {LAST} there; train first, or name a checkpoint with --ckpt_path")
+        own["ckpt_path"] = None if found is None else str(found)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, writing through AtomicCheckpointIO wherever its strategy lets one choose."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if not isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+
+def run(argv: Sequence[str]) -> CLI:
+    """One of Lightning's subcommands."""
+    set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+    return CLI(
+        UnifiedModule,
+        MixtureData,
+        args=list(argv),
+        seed_everything_default=0,
+        save_config_callback=None,
+        parser_kwargs={"parser_mode": MODE},
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """As `run`, for the command line."""
+    run(argv)

@@ -1,0 +1,1 @@
+"""What Lightning's strategies need to know of the model."""
