@@ -27,6 +27,7 @@ class Text(Modality):
         self.spec = spec
         self.tokenizer = spec.tokenizer.build()
         self.embedding = nn.Embedding(self.tokenizer.vocab_size, dim)
+        # As a tied head on a normed state (length sqrt(D)) this gives logits of deviation 1.
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.head: nn.Linear | None = None
         if not spec.tie:

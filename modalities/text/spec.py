@@ -22,7 +22,7 @@ class TextSpec(ModalitySpec):
     """
 
     tokenizer: TokenizerSpec = field(default_factory=BytesSpec)
-    tie: bool = False
+    tie: bool = True
     length: int = 128
 
     def __post_init__(self) -> None:
