@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -86,9 +87,9 @@ TABLE: dict[str, dict[str, str]] = {
         "sklearn_digits": "modalities.vision.data:SklearnDigitsSpec",
         "cifar10": "modalities.vision.data:Cifar10Spec",
         "image_files": "modalities.vision.data:ImageFilesSpec",
-        "fsdd": "modalities.speech.data:FsddSpec",
+        "fsdd": "modalities.speech.data:FSDDSpec",
         "spoken_digits": "modalities.speech.data:SpokenDigitsSpec",
-        "audio_files": "modalities.speech.data:AudioFilesSpec",
+        "speech_files": "modalities.speech.data:SpeechFilesSpec",
         "jsb": "modalities.music.data:ChoralesSpec",
         "tunes": "modalities.music.data:TunesSpec",
         "note_files": "modalities.music.data:NoteFilesSpec",
@@ -168,5 +169,11 @@ def type_of(spec: object) -> str:
 
 
 def _type_name(cls: type) -> str | None:
-    kind, target = str(getattr(cls, "kind", None)), f"{cls.__module__}:{cls.__qualname__}"
-    return next((name for name in names(kind) if _target(kind, name) == target), None)
+    kind = str(getattr(cls, "kind", None))
+    return next((name for name in names(kind) if _loaded(_target(kind, name)) is cls), None)
+
+
+def _loaded(target: str) -> object:
+    """What a target names where its module is imported already, also when it only hands the class on."""
+    module, _, attribute = target.partition(":")
+    return getattr(sys.modules.get(module), attribute, None)

@@ -82,7 +82,7 @@ def parse(cls: type[T], value: Any, path: str = "") -> T:
         if key not in fields:
             known = ", ".join(fields) or "no keys"
             raise SpecError(f"{path or 'spec'}: unknown key {key!r}{nearest(key, list(fields))}; expected {known}")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(type, cls))
     arguments = {k: _convert(hints[k], v, _join(path, k)) for k, v in value.items()}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -151,6 +151,8 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return value
     good = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+    if good and value != value:
+        raise SpecError(f"{path}: got nan, expected a number")
     if good:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

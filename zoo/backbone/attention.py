@@ -37,6 +37,10 @@ class AttentionSpec:
     def __post_init__(self) -> None:
         if self.heads < 1:
             raise ValueError(f"heads: got {self.heads}, expected 1 or more")
+        if self.groups < 1:
+            raise ValueError(f"kv_heads: got {self.kv_heads}, expected 1 or more")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim: got {self.head_dim}, expected 1 or more")
         if self.heads % self.groups:
             raise ValueError(f"kv_heads: {self.heads} query heads do not divide over {self.groups} key heads")
 

@@ -34,13 +34,9 @@ class RopeSpec:
             raise ValueError(f"sections: got {len(self.sections)} of them, expected one per axis ({self.axes})")
 
     def check(self, head_dim: int) -> None:
-        """Raises ValueError where the head size does not fit."""
-        if head_dim % 2:
-            raise ValueError(f"head_dim: {head_dim} is odd, rotary positions need an even head size")
+        """Raises ValueError where the sections do not fit an even head size."""
         if self.layout == "sections" and sum(self.sections) != head_dim // 2:
-            raise ValueError(
-                f"rope.sections: sum to {sum(self.sections)}, expected {head_dim // 2}, half the head size"
-            )
+            raise ValueError(f"sections: sum to {sum(self.sections)}, expected {head_dim // 2}, half the head size")
 
 
 def angles(position: Tensor, spec: RopeSpec, head_dim: int) -> tuple[Tensor, Tensor]:

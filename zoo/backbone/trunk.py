@@ -61,14 +61,29 @@ class BackboneSpec:
             raise ValueError(f"dim: got {self.dim}, expected 1 or more")
         if not self.layers:
             raise ValueError("layers: got none, expected at least one")
+        sizes = {}
         for i, layers in enumerate(self.layers):
             try:
                 layers.block.check(self.dim, self.cond)
-                attention = getattr(layers.block, "attention", None)
-                if attention is not None:
-                    self.rope.check(attention.size(self.dim))
             except ValueError as error:
                 raise ValueError(f"layers[{i}].block.{error}") from error
+            attention = getattr(layers.block, "attention", None)
+            if attention is not None:
+                sizes[f"layers[{i}].block.attention.head_dim"] = attention.size(self.dim)
+        self._check_rope(sizes)
+
+    def _check_rope(self, sizes: dict[str, int]) -> None:
+        """All layers turn by the same angles, so their heads are of one size; sizes by the path of their key."""
+        for path, size in sizes.items():
+            first = next(iter(sizes.values()))
+            if size != first:
+                raise ValueError(f"{path}: got {size}, expected {first} as in the first layer")
+            if size % 2:
+                raise ValueError(f"{path}: got {size}, expected an even number for rotary positions")
+            try:
+                self.rope.check(size)
+            except ValueError as error:
+                raise ValueError(f"rope.{error}") from error
 
     @property
     def depth(self) -> int:
@@ -114,7 +129,7 @@ class Backbone(nn.Module):
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""
-        return [layer for block in self.blocks for layer in block.moes]  # type: ignore[operator, union-attr]
+        return [layer for block in self.blocks for layer in block.moes]  # type: ignore[union-attr]
 
     def new_cache(self) -> Cache:
         """An empty key/value cache."""
@@ -137,7 +152,7 @@ class Backbone(nn.Module):
         carry = Carry(values=self._begin(tokens, cache))
         x, hidden = tokens.embedding, []
         for block in self.blocks:
-            if self.spec.checkpoint and self.training and torch.is_grad_enabled():
+            if self.spec.checkpoint and self.training and cache is None and torch.is_grad_enabled():
                 x, carry = checkpoint(block, x, carry, ctx, use_reentrant=False)
             else:
                 x, carry = block(x, carry, ctx)
@@ -157,7 +172,7 @@ class Backbone(nn.Module):
             start = 0 if cache is None else cache.length
             index = torch.arange(start, start + tokens.shape[1], device=tokens.embedding.device)
             position = index.view(1, -1, 1).expand(tokens.shape[0], -1, 1)
-        head_dim = next(a.size for block in self.blocks for a in block.attentions)  # type: ignore[operator, union-attr]
+        head_dim = next(a.size for block in self.blocks for a in block.attentions)  # type: ignore[union-attr]
         mask, causal = attention_mask(tokens, cache)
         return BlockContext(
             routing=RoutingContext.of(tokens, step=step, training=self.training),

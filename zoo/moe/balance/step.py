@@ -32,6 +32,8 @@ class BalanceStep:
 
     def add(self, records: Sequence[LayerRecord]) -> None:
         """Adds the counts of a micro-batch, over all ranks."""
+        if not self.layers:  # a dense model
+            return
         with torch.no_grad():
             flat = torch.cat([Counts.of(record.routing).pack() for record in records])
             pieces = self.reduce(flat).split(self.sizes)

@@ -39,6 +39,11 @@ class SwitchSpec(BalanceSpec):
     null_weight: float = 1.0
     factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups < 1:
+            raise ValueError(f"groups: got {self.groups}, expected 1 or more")
+
     def check(self, pool: Pool) -> None:
         if self.groups > 1 and (pool.null.count or pool.routed % self.groups):
             raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal routed groups")

@@ -67,6 +67,19 @@ class Router(nn.Module):
         return {}
 
 
+def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+    """Softmax over the chosen experts and the shared columns: raw [T, E + Ns], expert [T, K] -> [T, K], [T, Ns].
+
+    Taken over these columns alone, so that a choice far below the best logit keeps its precision.
+    """
+    full = expert < pool.experts
+    logit = raw.gather(1, expert.clamp(max=pool.experts - 1)).masked_fill(~full, -torch.inf)
+    columns = torch.cat([logit, raw[:, pool.experts :]], dim=-1)
+    empty = torch.isneginf(columns).all(-1, keepdim=True)
+    share = torch.softmax(columns.masked_fill(empty, 0), dim=-1)
+    return torch.where(full, share[:, : expert.shape[1]], 0), share[:, expert.shape[1] :]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinearGateSpec(RouterSpec):
     """A router whose logits are one bias-free linear map of its input.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen
 from zoo.moe.routing import Routing, RoutingContext
 
 
@@ -39,13 +39,17 @@ class TopKSpec(LinearGateSpec):
         super().__post_init__()
         if self.k < 1:
             raise ValueError(f"k: got {self.k}, expected 1 or more")
+        if self.groups < 1:
+            raise ValueError(f"groups: got {self.groups}, expected 1 or more")
         if self.normalize == "none" and self.score == "softmax":
             raise ValueError("normalize: softmax scores have no unnormalised form; expected 'all' or 'selected'")
         if not 1 <= self.top_groups <= self.groups:
             raise ValueError(f"top_groups: got {self.top_groups}, expected 1..{self.groups} (groups)")
 
     def properties(self, pool: Pool) -> Properties:
-        return Properties(noise=self.jitter > 0)
+        # zero experts alone answer 0 whatever they weigh, copies of normalised weight answer x
+        silent = pool.null.zero >= self.k or (self.normalize == "selected" and pool.null.copy >= self.k)
+        return Properties(noise=self.jitter > 0, task_gradient="partial" if silent and not pool.shared else "exact")
 
     def check(self, pool: Pool) -> None:
         if self.k > pool.experts:
@@ -101,6 +105,9 @@ class TopKRouter(LinearGate):
         return grouped.masked_fill(~keep[..., None], -torch.inf).flatten(-2)
 
     def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.spec.score == "softmax" and self.spec.normalize == "selected":
+            gate, shared = share_of_chosen(raw, expert, self.pool)
+            return gate * self.spec.scale, shared if self.pool.shared else None
         full = expert < self.pool.experts
         index = expert.clamp(max=self.pool.experts - 1)
         score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen
 from zoo.moe.routing import Routing, RoutingContext
 
 
@@ -56,6 +56,9 @@ class TopPSpec(LinearGateSpec):
         # one chosen expert of normalised weight is the constant 1; equal weights never depend on the logits
         weighed = self.normalize == "all" or pool.shared > 0
         exact = weighed or (self.combine == "prob" and self.min_k > 1)
+        # zero experts alone answer 0 whatever they weigh, copies of normalised weight answer x
+        silent = pool.null.zero >= self.min_k or (self.normalize == "selected" and pool.null.copy >= self.min_k)
+        exact = exact and (pool.shared > 0 or not silent)
         gradient: Literal["exact", "partial", "none"] = "exact" if exact else "partial"
         if not weighed and self.combine != "prob":
             gradient = "none"
@@ -112,21 +115,17 @@ class TopPRouter(LinearGate):
         experts = self.pool.experts
         full = expert < experts
         index = expert.clamp(max=experts - 1)
-        logit = raw.gather(1, index)
         if self.spec.normalize == "all":
             prob = torch.softmax(raw, dim=-1)
             gate = torch.where(full, prob.gather(1, index), 0)
             return gate, prob[:, experts:] if self.pool.shared else None
-        columns = torch.cat([logit.masked_fill(~full, -torch.inf), raw[:, experts:]], dim=-1)
-        empty = torch.isneginf(columns).all(-1, keepdim=True)
-        share = torch.softmax(columns.masked_fill(empty, 0), dim=-1)
-        gate = torch.where(full, share[:, : expert.shape[1]], 0)
+        gate, shared = share_of_chosen(raw, expert, self.pool)
         if self.spec.combine != "prob":
             inner = full / full.sum(-1, keepdim=True).clamp(min=1)
             if self.spec.combine == "sparsemixer":
                 inner = self._near_tie_weights(raw[:, :experts], index, full)
             gate = gate.sum(-1, keepdim=True) * inner
-        return gate, share[:, expert.shape[1] :] if self.pool.shared else None
+        return gate, shared if self.pool.shared else None
 
     def _near_tie_weights(self, logits: Tensor, index: Tensor, full: Tensor) -> Tensor:
         """[T, K] A pick weighs exp(best) / sum exp over the experts not picked before it that nearly tie with it
