@@ -135,11 +135,11 @@ class Vision(Modality):
         return Loss(nats.sum(), count, metrics)
 
     def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images with a label, and tokens: patches, queries and words."""
+        """Images with a label, and tokens: patches, queries and the words that are read."""
         label = batch["label"]
-        tokens = torch.tensor(len(label) * (len(self.place) + 1), device=label.device)
+        tokens = torch.tensor(label.numel() * (len(self.place) + 1), device=label.device)
         if self.spec.answer == "text":
-            tokens = tokens + (self.names[label.clamp(min=0)][:, :-1] >= 0).sum()
+            tokens = tokens + (self.names[label.clamp(min=0)][:, 1:] >= 0).sum()
         return (label >= 0).sum(), tokens
 
     @torch.no_grad()

@@ -241,3 +241,13 @@ def test_padding_and_batching_change_nothing(stand_in):
     together = modality.decode(trunk(modality.encode(both)))[1:]
     torch.testing.assert_close(together, modality.decode(trunk(modality.encode(alone))), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(together, modality.decode(trunk(modality.encode(both)))[:1])
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_units_are_known_before_the_trunk_runs(condition):
+    modality = built(condition=condition)
+    batch = batch_of(modality)
+    tokens = modality.encode(batch)
+    real = tokens.mask.sum() if tokens.mask is not None else torch.tensor(tokens.embedding[..., 0].numel())
+    units, count = modality.units(batch)
+    assert units == modality.loss(tokens, batch).count and count == real

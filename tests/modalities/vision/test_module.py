@@ -164,3 +164,13 @@ def test_a_stand_in_trunk_learns_digits(stand_in):
         optimiser.step()
     right = modality.sample(trunk, batch["image"]) == batch["label"]
     assert right.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("answer", ["class", "text"])
+def test_units_are_known_before_the_trunk_runs(answer):
+    modality = VisionSpec(**SMALL, names=DIGITS, answer=answer).build(DIM)
+    batch = batch_of(modality)
+    batch["label"][1] = -1
+    tokens = modality.encode(batch)
+    units, count = modality.units(batch)
+    assert units == modality.loss(tokens, batch).count == 3 and count == tokens.mask.sum()
