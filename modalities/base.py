@@ -165,7 +165,7 @@ class Score:
     def won(self) -> bool:
         """Whether the figure (or its bound) beats the baseline. NaN never wins."""
         value = self.value if self.bound is None else self.bound
-        return value > self.baseline if self.higher else value < self.baseline
+        return bool(value > self.baseline if self.higher else value < self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,6 +195,7 @@ def dry_run(spec: CurriculumSpec) -> None:
     for stage in spec.stages:
         settings = resolve(spec.defaults, stage)
         module, data = UnifiedModule(**settings["model"]), build_data(settings["data"])
+        module.schedule.check(stage.steps)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         chosen = {name: str(source.choose(name)) for name, source in data.sources.items()}
         print(f"{stage.name}: {stage.steps} steps, {trained:,} parameters train, data {chosen}")

@@ -21,11 +21,17 @@ Splits = Mapping[str, tuple[Sequence[Raw], Sequence[Raw]]]  # modality -> train,
 
 
 def evaluate(
-    model: Unified, splits: Splits, *, seed: int = 0, out: Path | None = None, limit: int | None = None
+    model: Unified,
+    splits: Splits,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[str, Score]]:
     """(modality, score) for every modality in `splits`, as they are measured. With `out`, artefacts are written there.
 
-    The figures are those of `modalities.<type>.evaluate`; every draw is seeded.
+    The figures are those of `modalities.<type>.evaluate`; every draw is seeded. `limits` bounds the held-out examples of
+    a modality (windows of text and series), spread evenly over all there are.
     """
     training = model.training
     model.eval()
@@ -42,7 +48,7 @@ def evaluate(
                     test,
                     generator=generator(seed, "evaluate", name),
                     out=out,
-                    limit=limit,
+                    limit=(limits or {}).get(name),
                 )
             yield from ((name, score) for score in scores)
     finally:
@@ -80,5 +86,5 @@ def write_metrics(rows: Sequence[tuple[str, Score]], path: Path, **more: Any) ->
     """metrics.json, written beside and renamed."""
     scores = [{"modality": name, **asdict(score), "won": score.won} for name, score in rows]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"scores": scores, **more}, indent=2) + "\n")
+    temporary.write_text(json.dumps({"scores": scores, **more}, indent=2, default=float) + "\n")
     temporary.replace(path)
