@@ -60,7 +60,7 @@ class Codec(Precise):
             raise ValueError(f"audio: got shape {list(audio.shape)}, expected [samples] or [batch, samples], not empty")
         if not bool(torch.isfinite(audio).all()):
             raise ValueError("audio: holds NaN or infinite samples; clean the recording first")
-        rows = audio.float().reshape(-1, audio.shape[-1])
+        rows = audio.to(self.fitted.device, torch.float32).reshape(-1, audio.shape[-1])
         codes = self._encode(rows)
         return codes[0] if audio.ndim == 1 else codes
 
@@ -78,7 +78,7 @@ class Codec(Precise):
             )
         if int(codes.min()) < 0 or int(codes.max()) >= self.size:
             raise ValueError(f"codes: got {int(codes.min())}..{int(codes.max())}, expected 0..{self.size - 1}")
-        audio = self._decode(codes if codes.ndim == 3 else codes[None])
+        audio = self._decode((codes if codes.ndim == 3 else codes[None]).to(self.fitted.device))
         return audio[0] if codes.ndim == 2 else audio
 
     def _require_fitted(self) -> None:

@@ -72,7 +72,7 @@ class LogMelRVQ(Codec):
     def _decode(self, codes: Tensor) -> Tensor:
         vectors = sum((entries[codes[:, c]] for c, entries in enumerate(self.entries)), torch.zeros(()))
         frames = vectors.unflatten(2, (self.spec.group, self.spec.mels)).flatten(1, 2)
-        return self.mel.invert(frames.to(self.entries.device), self.spec.griffin, self.spec.seed)
+        return self.mel.invert(frames, self.spec.griffin, self.spec.seed)
 
 
 def nearest(vectors: Tensor, entries: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class FSDDSpec(DataSpec):
 class SpokenDigitsSpec(DataSpec):
     """720 digits spoken by six espeak-ng voices at 8 kHz; they come with the package. It has no keys.
 
-    The test part are two of the twelve settings of speed and pitch, of every voice.
+    One voice is the test part: nobody trains on it.
     """
 
     def build(self, split: str) -> Sequence[Raw]:

@@ -88,7 +88,7 @@ def _speaking(
     correct = sum(a == b for a, b in zip(judge([(s.audio, s.rate) for s in spoken]), said, strict=True))
     bound = float(binomtest(correct, len(said)).proportion_ci(0.95, method="exact").low)
     part = spread(test, RESTORED)
-    restored = [(modality.codec.decode(modality.codec.encode(audio)), rate) for audio, rate in real(part)]
+    restored = [(modality.codec.decode(modality.codec.encode(audio)).cpu(), rate) for audio, rate in real(part)]
     on_real = _share(judge(real(test)), [raw["text"] for raw in test])
     on_codec = _share(judge(restored), [raw["text"] for raw in part])
     length = sum(len(s.audio) / s.rate for s in spoken) / len(spoken)
@@ -116,7 +116,8 @@ def _speak(
 
 def _means(modality: Speech, raws: Sequence[Raw]) -> Tensor:
     """Mean log-mel frame [N, mels] of each recording."""
-    return torch.stack([modality.features.extract(modality.waveform(r, modality.spec.rate)).mean(0) for r in raws])
+    frames = (modality.features.extract(modality.waveform(raw, modality.spec.rate)) for raw in raws)
+    return torch.stack([f.mean(0).cpu() for f in frames])
 
 
 def _share(got: Sequence[str], wanted: Sequence[str]) -> float:

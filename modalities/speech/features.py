@@ -38,14 +38,15 @@ class Features(nn.Module):
     @torch.no_grad()
     def fit(self, audios: Iterable[Tensor]) -> None:
         """Mean and deviation per mel band over waveforms [n]."""
-        frames = torch.cat([self.mel(audio[None])[0] for audio in audios])
+        frames = torch.cat([self.extract(audio) for audio in audios])
         self.mean.copy_(frames.mean(0))
         self.deviation.copy_(frames.std(0).clamp(min=1e-3))
 
     @torch.no_grad()
     def extract(self, audio: Tensor) -> Tensor:
-        """Waveform [n] to log-mel frames [F, mels], not yet normalised."""
-        return self.mel(audio[None])[0]
+        """Waveform [n] to log-mel frames [F, mels] on the module's device, not yet normalised."""
+        frames: Tensor = self.mel(audio[None].to(self.mean.device))[0]
+        return frames
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [B, F, mels] with mask [B, F] to tokens [B, S, D] with mask [B, S], S = ceil(F / subsample).

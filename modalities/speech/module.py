@@ -99,9 +99,9 @@ class Speech(Modality):
         if not isinstance(text, str) or not text:
             raise ValueError(f"text: expected the words of {raw.get('source', 'the recording')}, got {text!r}")
         return {
-            "features": self.features.extract(self.waveform(raw, self.spec.rate)),
+            "features": self.features.extract(self.waveform(raw, self.spec.rate)).cpu(),
             "ids": torch.tensor(self.text.tokenizer.encode(text)),
-            "rows": self.frames.delayed(self.codec.encode(self.waveform(raw, self.codec.rate))),
+            "rows": self.frames.delayed(self.codec.encode(self.waveform(raw, self.codec.rate)).cpu()),
             "speaker": torch.tensor(self.voices.index(raw.get("speaker"))),
         }
 
