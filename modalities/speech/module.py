@@ -16,6 +16,7 @@ from modalities.codecs.files import resample
 from modalities.codecs.frames import CodecFrames
 from modalities.speech.features import Features
 from modalities.speech.listening import Listening
+from modalities.speech.rows import stack_rows
 from modalities.speech.speaking import Speaking
 from modalities.speech.spec import SpeechSpec
 from modalities.speech.voices import Voices
@@ -124,7 +125,7 @@ class Speech(Modality):
             parts.append(self.listening.encode(batch))
         if "said_ids" in batch:
             parts.append(self.speaking.encode(batch))
-        return _stack(parts)
+        return stack_rows(parts)
 
     def decode(self, hidden: Tokens) -> Tensor:
         """Hidden states to logits of codec frames [B, S, C, size + 3]."""
@@ -188,25 +189,3 @@ class Speech(Modality):
     def sample(self, step: Step, texts: Sequence[str], generator: torch.Generator) -> list[Spoken]:
         """`speak` with its defaults."""
         return self.speak(step, texts, generator)
-
-
-def _stack(parts: Sequence[Tokens]) -> Tokens:
-    """Rows of several kinds below one another, padded at the end to the longest. All fields that are used are set."""
-    longest = max(p.shape[1] for p in parts)
-
-    def column(name: str, value: float) -> Tensor:
-        padded = []
-        for part in parts:
-            field = cast(Tensor, getattr(part, name))
-            filler = field.new_full((field.shape[0], longest - field.shape[1], *field.shape[2:]), value)
-            padded.append(torch.cat([field, filler], dim=1))
-        return torch.cat(padded)
-
-    return Tokens(
-        embedding=column("embedding", 0),
-        mask=column("mask", 0),
-        position=column("position", 0),
-        span=column("span", 0),
-        bidirectional=column("bidirectional", 0),
-        ids=column("ids", -1),
-    )

@@ -19,7 +19,7 @@ DIM = 32
 def raws() -> list[Raw]:
     """60 embedded recordings, every digit, several voices."""
     train = SpokenDigitsSpec().build("train")
-    return [train[i] for i in range(0, len(train), 10 - 1)][:60]
+    return [train[i] for i in range(0, len(train), 9)][:60]
 
 
 @pytest.fixture(scope="session")
