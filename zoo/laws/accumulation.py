@@ -18,8 +18,11 @@ from zoo.moe.record import LayerRecord
 
 def _has(*scopes: str | None) -> Callable[[LayerCase], bool]:
     """Whether the layer has rules, all with a loss of one of these scopes (None: a sum over tokens)."""
-    return lambda case: bool(case.spec.balance) and all(
-        getattr(rule, "scope", rule.wider_scope()) in scopes and not rule.needs_bias for rule in case.spec.balance
+    return lambda case: (
+        bool(case.spec.balance)
+        and all(
+            getattr(rule, "scope", rule.wider_scope()) in scopes and not rule.needs_bias for rule in case.spec.balance
+        )
     )
 
 

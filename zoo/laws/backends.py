@@ -20,7 +20,7 @@ def agree(case: LayerCase) -> None:
     tokens = tokens.replace(mask=mask)
     found = []
     for backend in ("reference", "grouped"):
-        layer = case.layer(replace(case.spec, backend=backend), torch.float32)  # type: ignore[arg-type]
+        layer = case.layer(replace(case.spec, backend=backend), torch.float32)
         found.append(run(layer, tokens))
     reference, grouped = found
     close(grouped.y, reference.y, "output", 1e-5)
@@ -32,7 +32,11 @@ def _about_experts(case: LayerCase) -> bool:
     return bool(case.about & {"swiglu", "gelu"}) or case.name.startswith("expert ")
 
 
-@law("the experts' gradients pass gradcheck in float64; rows behind the last expert's are zero", LayerCase, _about_experts)
+@law(
+    "the experts' gradients pass gradcheck in float64; rows behind the last expert's are zero",
+    LayerCase,
+    _about_experts,
+)
 def gradcheck(case: LayerCase) -> None:
     experts = case.layer(replace(case.spec, backend="grouped")).experts
     counts = torch.zeros(case.spec.routed, dtype=torch.int64)

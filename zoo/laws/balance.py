@@ -129,7 +129,7 @@ def _after_step(rule: BalanceSpec, case: LayerCase, length: float) -> float:
     weights = sum(float(p.detach().square().sum()) for p in layer.router.parameters()) ** 0.5
     with torch.no_grad():
         for name, parameter in layer.router.named_parameters():
-            parameter -= found[name] * (length * weights / size)
+            parameter.sub_(found[name], alpha=length * weights / size)
     return _greatest(rule, layer, case)
 
 
@@ -171,11 +171,11 @@ def differences(case: LayerCase) -> None:
     for name, parameter in layer.router.named_parameters():
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            parameter += 1e-5 * direction
+            parameter.add_(direction, alpha=1e-5)
             up = total()
-            parameter -= 2e-5 * direction
+            parameter.sub_(direction, alpha=2e-5)
             down = total()
-            parameter += 1e-5 * direction
+            parameter.add_(direction, alpha=1e-5)
         close((found[name] * direction).sum(), (up - down) / 2e-5, f"derivative along {name}", 1e-6)
         require(bool(found[name].any()) or case.spec.pool.experts == 1, f"gradient of {name} is zero")
 

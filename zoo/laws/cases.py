@@ -147,7 +147,7 @@ def flat(tokens: Tokens) -> Tensor:
 def layer_case(name: str, plain: Plain, about: set[str], seed: int = 0) -> LayerCase | Refused:
     """A case of a layer given as changes of the base layer."""
     try:
-        spec = parse(FeedForwardSpec, {**BASE["ffn"], **plain})  # type: ignore[type-abstract]
+        spec = parse(FeedForwardSpec, {**BASE["ffn"], **plain})
     except SpecError as error:
         return Refused(name, str(error), about=frozenset(about), seed=seed)
     assert isinstance(spec, MoESpec)

@@ -64,7 +64,7 @@ def cached(case: TrunkCase) -> None:
     _decode(case, plain.replace(mask=mask), [3, 4, 5, 6], "padded on the left")
 
 
-@law("decoding in chunks with a cache equals the full pass, also with a span seen in both directions", TrunkCase, _causal)
+@law("decoding in chunks with a cache equals the full pass, also with a bidirectional span", TrunkCase, _causal)
 def chunked(case: TrunkCase) -> None:
     tokens = case.tokens()
     _decode(case, tokens, [3, 4], "chunks")

@@ -18,7 +18,10 @@ def _routing(case: LayerCase) -> tuple[Routing, Routing]:
     return layer.router(flat(tokens), ctx), layer.route(flat(tokens), ctx)
 
 
-@law("slots hold distinct expert ids or E, empty slots weigh 0, masked rows are empty, logits stay unnormalised", LayerCase)
+@law(
+    "slots hold distinct expert ids or E, empty slots weigh 0, masked rows are empty",
+    LayerCase,
+)
 def slots(case: LayerCase) -> None:
     pool = case.spec.pool
     for routing in _routing(case):

@@ -43,7 +43,7 @@ def _single(case: LayerCase) -> MoESpec | None:
     router = case.spec.router
     for k in ({}, {"k": 1}):
         try:
-            spec = _changed(case.spec, routed=1, router=replace(router, **k))  # type: ignore[arg-type]
+            spec = _changed(case.spec, routed=1, router=replace(router, **k))
         except (TypeError, ValueError):
             continue
         if spec is not None:
@@ -57,13 +57,29 @@ def _every(case: LayerCase) -> MoESpec | None:
     return _changed(case.spec, router=replace(case.spec.router, k=case.spec.pool.experts))  # type: ignore[call-arg]
 
 
-@law("one routed expert works", LayerCase, lambda case: _single(case) is not None)
+def _has_null(case: LayerCase) -> bool:
+    return case.spec.pool.null.count > 0
+
+
+def _can_take_all(case: LayerCase) -> bool:
+    return _every(case) is not None
+
+
+def _can_shrink(case: LayerCase) -> bool:
+    return _single(case) is not None
+
+
+@law("one routed expert works", LayerCase, _can_shrink)
 def one_expert(case: LayerCase) -> None:
     got = run(case.layer(_single(case)), case.tokens())
     _sound(got, "one expert")
 
 
-@law("k = E works and fills every slot where the router promises fixed k", LayerCase, lambda case: _every(case) is not None)
+@law(
+    "k = E works and fills every slot where the router promises fixed k",
+    LayerCase,
+    _can_take_all,
+)
 def every_expert(case: LayerCase) -> None:
     spec = _every(case)
     assert spec is not None
@@ -103,7 +119,11 @@ def unused(case: LayerCase) -> None:
             require(not bool(gradient[0].any()), f"gradient of {name}: expert 0 had no rows")
 
 
-@law("all tokens on null experts: routed experts compute nothing and get no gradient", LayerCase, lambda case: case.spec.pool.null.count > 0)
+@law(
+    "all tokens on null experts: routed experts compute nothing and get no gradient",
+    LayerCase,
+    _has_null,
+)
 def all_null(case: LayerCase) -> None:
     pool = case.spec.pool
     y, got, gradients = _steered(case, list(range(pool.routed, pool.experts)))
@@ -125,7 +145,10 @@ def all_masked(case: LayerCase) -> None:
     require(int(got.stats.load.sum()) == 0, f"load {got.stats.load.tolist()} of masked tokens")
 
 
-@law("a token with NaN or infinity counts as masked: its row is NaN, nothing else changes, weights get nothing from it", LayerCase)
+@law(
+    "a token with NaN or infinity counts as masked: its row is NaN, nothing else changes, weights get nothing from it",
+    LayerCase,
+)
 def not_finite(case: LayerCase) -> None:
     layer, tokens = case.layer(), case.tokens()
     mask = torch.ones(3, 5, dtype=torch.bool)

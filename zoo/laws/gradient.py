@@ -82,9 +82,9 @@ def differences(case: LayerCase) -> None:
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         found = gradient_x if name == "input" else gradients[name]
         with torch.no_grad():
-            parameter += 1e-6 * direction
+            parameter.add_(direction, alpha=1e-6)
             up = total(x)
-            parameter -= 2e-6 * direction
+            parameter.sub_(direction, alpha=2e-6)
             down = total(x)
-            parameter += 1e-6 * direction
+            parameter.add_(direction, alpha=1e-6)
         close((found * direction).sum(), (up - down) / 2e-6, f"derivative along {name}", 1e-6)

@@ -44,9 +44,7 @@ def always(case: object) -> bool:
     return True
 
 
-def law(
-    says: str, takes: type, when: Callable[[Any], bool] = always
-) -> Callable[[Callable[[Any], None]], Law]:
+def law(says: str, takes: type, when: Callable[[Any], bool] = always) -> Callable[[Callable[[Any], None]], Law]:
     """Makes a function of a case a Law, named after its module and itself."""
 
     def make(check: Callable[[Any], None]) -> Law:

@@ -1,0 +1,46 @@
+"""Every law over every case of the registry it applies to."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo.laws import LAWS, Law
+from zoo.laws.cases import Case, LayerCase, Refused, all_cases, layer_case
+
+CASES = all_cases()
+PAIRS = [
+    pytest.param(law, case, id=f"{law.name}-{case.name}")
+    for case in CASES
+    if not isinstance(case, Refused)
+    for law in LAWS
+    if law.applies(case)
+]
+
+
+@pytest.mark.parametrize(("law", "case"), PAIRS)
+def test_law(law: Law, case: Case) -> None:
+    law(case)
+
+
+def test_every_law_has_a_case() -> None:
+    used = {pair.values[0].name for pair in PAIRS}  # type: ignore[attr-defined, union-attr]
+    assert used == {law.name for law in LAWS}
+
+
+def test_names_are_unique() -> None:
+    assert len({law.name for law in LAWS}) == len(LAWS)
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_only_impossible_combinations_are_refused() -> None:
+    reasons = [case.reason for case in CASES if isinstance(case, Refused)]
+    known = ("no unnormalised form", "never reaches the router", "get all slots", "equal routed groups", "hold fewer")
+    strange = [r for r in reasons if not any(k in r for k in (*known, "updates the selection bias"))]
+    assert not strange
+    assert len(reasons) < len(CASES) / 8
+
+
+def test_k_of_one_is_refused_where_its_weight_is_constant() -> None:
+    case = layer_case("one", {"router": {"type": "top_k", "k": 1}}, set())
+    assert isinstance(case, Refused) and "never reaches the router" in case.reason
+    assert isinstance(layer_case("all", {"router": {"type": "top_k", "k": 1, "normalize": "all"}}, set()), LayerCase)
