@@ -43,9 +43,8 @@ class Processor:
         """Raw examples of a modality (as its data yields them) to one batch, as training collates it; `seed` draws the
         crops. Raises ValueError for an unknown name and for what the modality refuses."""
         if name not in self.modalities:
-            raise ValueError(
-                f"no modality {name!r}{registry.nearest(name, list(self.types))}; it has {', '.join(self.types)}"
-            )
+            near = registry.nearest(name, list(self.types))
+            raise ValueError(f"no modality {name!r}{near}; there are {', '.join(self.types)}")
         modality = cast(Modality, self.modalities[name])
         raws = [raw] if isinstance(raw, Mapping) else list(raw)
         return modality.collate([modality.example(r) for r in raws], torch.Generator().manual_seed(seed))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +54,9 @@ def header(path: Path) -> dict[str, Stored]:
     length = path.stat().st_size
     with path.open("rb") as handle:
         first = handle.read(32)
-        _refuse_foreign(path, first)
+        if first[8:9] != b"{":  # every safetensors file has one there, whatever its first bytes say
+            raise WeightsError(f"{path}: {_foreign(first, length)}; expected a safetensors file")
         announced = int.from_bytes(first[:8], "little")
-        if length < 10 or first[8:9] != b"{":
-            raise WeightsError(f"{path}: not a safetensors file ({length} bytes)")
         if announced > min(LONGEST_HEADER, length - 8):
             raise WeightsError(
                 f"{path}: announces a header of {announced} bytes, but the file has {length}: truncated or forged"
@@ -77,19 +78,21 @@ def header(path: Path) -> dict[str, Stored]:
     return found
 
 
-def _refuse_foreign(path: Path, first: bytes) -> None:
-    for magic, what in FOREIGN.items():
-        if first.startswith(magic):
-            raise WeightsError(f"{path}: {what}; expected a safetensors file")
+def _foreign(first: bytes, length: int) -> str:
+    """What a file that is no safetensors file seems to be."""
+    known = next((what for magic, what in FOREIGN.items() if first.startswith(magic)), None)
+    return known or f"not a safetensors file ({length} bytes)"
 
 
-def _stored(path: Path, name: str, entry: Mapping[str, object]) -> Stored:
-    dtype = DTYPES.get(str(entry["dtype"]))
+def _stored(path: Path, name: str, entry: Mapping[str, Any]) -> Stored:
+    dtype, shape = DTYPES.get(str(entry["dtype"])), entry["shape"]
     if dtype is None:
         raise WeightsError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-    shape = entry["shape"]
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise WeightsError(f"{path}: tensor {name!r} has the shape {shape!r}")
+    begin, end = entry["data_offsets"]
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise WeightsError(f"{path}: tensor {name!r} {shape} takes {end - begin} bytes; the header is corrupt")
     return Stored(path, tuple(shape), dtype)
 
 
@@ -144,10 +147,13 @@ def _form(shape: Sequence[int], dtype: torch.dtype) -> str:
 
 def read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The tensors themselves, on the CPU."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, Tensor] = {}
     for file in sorted({s.file for s in stored.values()}):
-        with safe_open(str(file), framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name, s in stored.items() if s.file == file}
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name, s in stored.items() if s.file == file}
+        except SafetensorError as error:
+            raise WeightsError(f"{file}: cannot be read: {error}") from error
     return tensors

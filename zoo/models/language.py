@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,8 @@ from modalities.base import Step, Tokens
 from modalities.text.module import IGNORE, Text
 from modalities.text.sampling import draw
 from zoo.backbone.cache import Cache
-from zoo.models.calm import evaluating
+from zoo.models.answering import Answering, evaluating
 from zoo.moe.record import LayerRecord
-
-if TYPE_CHECKING:
-    from zoo.models.verbs import Verbs
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a byte tokenizer shows the first bytes of a character
 
@@ -128,7 +125,7 @@ def pieces(text: Text, ids: Iterator[Tensor]) -> Iterator[str]:
 
 
 @torch.inference_mode()
-def read_text(model: Verbs, text: str, rows: int = 8) -> None:
+def read_text(model: Answering, text: str, rows: int = 8) -> None:
     """Runs a text of any length through the model, cut into rows of the length it trains on; for traces."""
     name = model.find("text")
     module = cast(Text, model.modalities[name])

@@ -6,36 +6,22 @@ seed, and leaves the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modalities.base import Step, Tokens
-from zoo import registry
-from zoo.backbone.cache import Cache
-from zoo.backbone.trunk import Backbone, BackboneOutput
-from zoo.models.calm import evaluating
-from zoo.models.language import LanguageOutput, as_tokens, continue_ids, cross_entropy, pieces
+from zoo.models.writing import Writing
 
 if TYPE_CHECKING:
     from modalities.diffusion.module import Diffusion
     from modalities.music.modality import Music
     from modalities.speech.module import Speech, Spoken
-    from modalities.text.module import Text
     from modalities.time_series.module import TimeSeries
     from modalities.vision.module import Vision
-    from zoo.models.unified import UnifiedSpec
-
-T = TypeVar("T")
-
-
-class MissingModalityError(ValueError):
-    """The model cannot do what was asked; the message says what it has."""
 
 
 @dataclass(frozen=True)
@@ -57,119 +43,13 @@ class Classified:
     name: tuple[str, ...]
 
 
-class Verbs(nn.Module):
-    """Mixed into a model that has a spec, modalities around a trunk, and `stepper` and `run` for them."""
-
-    spec: UnifiedSpec
-    backbone: Backbone
-    modalities: nn.ModuleDict
-
-    def stepper(self, name: str) -> Step:
-        """A fresh step for sampling one modality."""
-        raise NotImplementedError
-
-    def run(
-        self,
-        tokens: Tokens,
-        name: str,
-        cache: Cache | None = None,
-        *,
-        step: Tensor | None = None,
-        seed: int | None = None,
-        output_hidden: bool = False,
-    ) -> BackboneOutput:
-        """The trunk over one modality's tokens."""
-        raise NotImplementedError
-
-    def find(self, kind: str) -> str:
-        """The name of the modality of this registered type; where there are several, the one named like the type, else
-        the first. Raises MissingModalityError saying what there is."""
-        types = {name: registry.type_of(spec) for name, spec in self.spec.modalities.items()}
-        names = [name for name, found in types.items() if found == kind]
-        if not names:
-            held = ", ".join(dict.fromkeys(map(_say, types.values())))
-            raise MissingModalityError(f"this model has no {_say(kind)} modality; it has {held}")
-        return kind if kind in names else names[0]
-
-    @contextmanager
-    def _answering(self, kind: str) -> Iterator[tuple[Any, Step]]:
-        """The modality of a type and a fresh step for it, in evaluation mode without gradients."""
-        name = self.find(kind)
-        with evaluating(self), torch.inference_mode():
-            yield self.modalities[name], self.stepper(name)
-
-    def new_cache(self) -> Cache:
-        """An empty key/value cache for calls with `input_ids`."""
-        return self.backbone.new_cache()
-
-    def language(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        cache: Cache | None = None,
-        output_hidden_states: bool = False,
-    ) -> LanguageOutput:
-        """What `model(input_ids=...)` computes: see LanguageOutput. Differentiable; shapes as in `as_tokens`.
-
-        Labels [B, S] are shifted here: position i is scored on label i + 1, -100 is left out. With a cache, input_ids
-        are the new ones only.
-        """
-        name = self.find("text")
-        text = cast("Text", self.modalities[name])
-        tokens = as_tokens(text, input_ids, attention_mask, cache)
-        out = self.run(tokens, name, cache, output_hidden=output_hidden_states)
-        logits = text.logits(out.tokens.embedding)
-        loss = None if labels is None else cross_entropy(logits, labels)
-        hidden = (*out.hidden, out.tokens.embedding) if output_hidden_states else None
-        return LanguageOutput(logits, loss, hidden, cache, out.records)
-
-    def generate(
-        self,
-        prompt: str | Sequence[str] | Tensor = "",
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        stream: bool = False,
-    ) -> str | list[str] | Tensor | Iterator[str]:
-        """Text after a prompt: a string for a string, a list for a list, ids [B, S + n] for ids [B, S] (unpadded, bos
-        included). The prompt stands in front of ids and is left out of strings.
-
-        Temperature 0 takes the likeliest id. With `stream`, an iterator over the pieces of one prompt's text; the model
-        stays in evaluation mode until it ends. Raises ValueError on impossible settings.
-        """
-        name = self.find("text")
-        text = cast("Text", self.modalities[name])
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-        settings |= {"top_k": top_k, "top_p": top_p, "generator": torch.Generator().manual_seed(seed)}
-        step = self.stepper(name)
-        if isinstance(prompt, Tensor):
-            drawn = self._quietly(continue_ids(text, step, prompt, **settings))
-            return torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
-        drawn = self._quietly(text.stream(step, prompt, **settings))
-        if stream:
-            if not isinstance(prompt, str):
-                raise ValueError(f"stream: takes one prompt, got {len(prompt)}")
-            return pieces(text, drawn)
-        texts = text.texts(torch.stack(list(drawn), dim=1))
-        return texts[0] if isinstance(prompt, str) else texts
-
-    def _quietly(self, values: Iterator[T]) -> Iterator[T]:
-        """The values, each computed in evaluation mode without gradients."""
-        with evaluating(self):
-            while True:
-                with torch.inference_mode():
-                    value = next(values, None)
-                if value is None:
-                    return
-                yield value
+class Verbs(Writing):
+    """Mixed into a model that offers what `Answering` needs."""
 
     def classify(self, images: Any) -> Classified:
         """What uint8 images show: one [H, W, C] or [H, W], or several (a list, or [B, H, W, C]) of any sizes."""
-        rows = [images] if np.ndim(images) in (2, 3) and not isinstance(images, (list, tuple)) else list(images)
+        several = isinstance(images, (list, tuple)) or np.ndim(images) == 4
+        rows = list(images) if several else [images]
         with self._answering("vision") as (vision, step):
             module = cast("Vision", vision)
             device = module.query.device
@@ -249,7 +129,3 @@ class Verbs(nn.Module):
         """The next `horizon` values of a series [n], or of several [B, n], in its own units."""
         with self._answering("time_series") as (module, step):
             return cast("TimeSeries", module).sample(step, series, horizon)
-
-
-def _say(kind: str) -> str:
-    return kind.replace("_", " ")

@@ -53,7 +53,7 @@ def test_every_modality_survives(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     raws = [
         {"audio": rng.standard_normal(8000).astype(np.float32) * 0.1, "rate": 8000, "text": "one", "speaker": "ann"}
-        for _ in range(6)
+        for _ in range(40)
     ]
     speech: Any = model.modalities["speech"]
     speech.fit(raws)

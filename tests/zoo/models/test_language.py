@@ -1,0 +1,106 @@
+"""The language-model side: logits, losses, caches, padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import zoo
+from zoo.models.unified import Unified
+
+IDS = torch.tensor([[256, 72, 101, 108, 108, 111], [256, 104, 105, 33, 10, 10]])
+
+
+def test_both_ways_of_calling_agree(model: Unified) -> None:
+    text: Any = model.modalities["text"]
+    batch = text.batch([IDS[0, 1:], IDS[1, 1:]])
+    trained = model("text", batch)
+    called = model(batch["ids"])
+    assert torch.equal(text.logits(trained.tokens.embedding), called.logits)
+    assert called.loss is None and called.hidden_states is None
+    assert torch.equal(model(input_ids=batch["ids"]).logits, called.logits)
+    with pytest.raises(TypeError, match="expected the name of a modality and its batch, or input_ids"):
+        model()
+
+
+def test_the_loss_is_shifted_and_leaves_out_what_is_ignored(model: Unified) -> None:
+    labels = IDS.clone()
+    labels[1, 3:] = -100
+    out = model(IDS, labels=labels)
+    wanted = torch.cat([labels[0, 1:], labels[1, 1:3]])
+    logits = torch.cat([out.logits[0, :-1], out.logits[1, :2]])
+    torch.testing.assert_close(out.loss, F.cross_entropy(logits, wanted))
+    assert float(model(IDS, labels=torch.full_like(IDS, -100)).loss.detach()) == 0
+    out.loss.backward()
+    assert model.modalities["text"].embedding.weight.grad is not None
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 6, [4, 2], [5, 1]])
+@torch.inference_mode()
+def test_a_cache_gives_the_full_pass(model: Unified, chunks: list[int]) -> None:
+    full = model(IDS).logits
+    cache, parts = model.new_cache(), []
+    for part in IDS.split(chunks, dim=1):
+        parts.append(model(part, cache=cache).logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.inference_mode()
+def test_padding_on_either_side_changes_nothing(model: Unified, side: str) -> None:
+    pad = torch.full((2, 2), 258)
+    zeros, ones = torch.zeros(2, 2, dtype=torch.int64), torch.ones_like(IDS)
+    left = side == "left"
+    ids = torch.cat([pad, IDS] if left else [IDS, pad], dim=1)
+    mask = torch.cat([zeros, ones] if left else [ones, zeros], dim=1)
+    found = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[:, 2:] if left else found[:, :6], model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@torch.inference_mode()
+def test_padded_rows_with_a_cache(model: Unified, whole: bool) -> None:
+    """Rows of unequal length, padded on the left; the mask may cover the past or only what is new."""
+    alone = model(IDS[1:, :4]).logits[:, -1]
+    ids = torch.stack([IDS[0, :5], torch.cat([torch.tensor([258, 258]), IDS[1, :3]])])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    cache = model.new_cache()
+    model(ids, attention_mask=mask, cache=cache)
+    new = torch.stack([IDS[0, 5:6], IDS[1, 3:4]])
+    ones = torch.ones(2, 1, dtype=torch.int64)
+    out = model(new, attention_mask=torch.cat([mask, ones], dim=1) if whole else ones, cache=cache)
+    torch.testing.assert_close(out.logits[1:, -1], alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.logits[0, -1], model(IDS[:1]).logits[0, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_states_and_records(model: Unified) -> None:
+    out = model(IDS, output_hidden_states=True)
+    assert [h.shape for h in out.hidden_states] == [(2, 6, 16)] * 3
+    assert torch.equal(model.modalities["text"].logits(out.hidden_states[-1]), out.logits)
+    assert len(out.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        (torch.tensor([1, 2]), None, r"input_ids: got torch.int64 \[2\], expected integers \[batch, length\]"),
+        (torch.zeros(1, 2), None, r"input_ids: got torch.float32"),
+        (torch.tensor([[1, 999]]), None, r"input_ids: got ids 1..999, expected 0..258"),
+        (torch.tensor([[-1, 3]]), None, r"got ids -1..3"),
+        (IDS, torch.ones(2, 5), r"attention_mask: got shape \[2, 5\], expected \[2, 6\]$"),
+    ],
+)
+def test_wrong_ids_are_refused(model: Unified, ids: torch.Tensor, mask: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(ids, attention_mask=mask)
+
+
+def test_a_model_without_text_says_so(plain: dict[str, Any]) -> None:
+    series = {"series": plain["modalities"]["series"]}
+    model = zoo.create({**plain, "modalities": series})
+    with pytest.raises(ValueError, match="this model has no text modality; it has time series"):
+        model(IDS)
