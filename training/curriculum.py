@@ -8,6 +8,7 @@ stage it was in from that stage's `last.ckpt`.
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from zoo.registry import nearest
 from zoo.spec import SpecError, parse, read_yaml
 from zoo.surgery.merge import average_and_split
 
@@ -104,11 +106,28 @@ def resolve(defaults: Mapping[str, Any], stage: StageSpec) -> dict[str, Any]:
     return base
 
 
-def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
-    """Runs all stages that are not finished; returns the weights of the last one."""
+def build(spec: CurriculumSpec, stage: StageSpec) -> tuple[UnifiedModule, MixtureData, dict[str, Any]]:
+    """A stage's module, data and trainer settings. Raises SpecError naming a key that `fit` does not take."""
+    from training.data import MixtureData
     from training.module import UnifiedModule
     from training.run import fit
     from training.sources import build_data
+
+    settings = resolve(spec.defaults, stage)
+    for section, call in (("model", UnifiedModule), ("data", MixtureData), ("trainer", fit)):
+        known = [key for key in inspect.signature(call).parameters if key != "self"]
+        for key in settings[section]:
+            if key not in known:
+                path = f"stages.{stage.name}.fit.{section}"
+                raise SpecError(f"{path}: unknown key {key!r}{nearest(key, known)}; expected {', '.join(known)}")
+    module = UnifiedModule(**settings["model"])
+    module.schedule.check(stage.steps)
+    return module, build_data(settings["data"]), settings["trainer"]
+
+
+def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
+    """Runs all stages that are not finished; returns the weights of the last one."""
+    from training.run import fit
 
     root = Path(spec.output)
     prepared: dict[str, MixtureData] = {}
@@ -116,14 +135,12 @@ def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
         folder = root / stage.name
         if (folder / FINISHED).exists():
             continue
-        settings = resolve(spec.defaults, stage)
         print(f"stage {number} of {len(spec.stages)}: {stage.name}, {stage.steps} steps", flush=True)
-        module, data = UnifiedModule(**settings["model"]), build_data(settings["data"])
+        module, data, trainer = build(spec, stage)
         if stage.enter is not None:
             begin(module, root, stage.enter)
             reuse(data, prepared, stage.enter)
-        trainer = {"progress": progress, **settings["trainer"]}
-        fit(module, data, max_steps=stage.steps, folder=folder, **trainer)
+        fit(module, data, max_steps=stage.steps, folder=folder, **{"progress": progress, **trainer})
         save_weights(module.model, folder / FINISHED)
         prepared[stage.name] = data
     return root / spec.stages[-1].name / FINISHED
@@ -189,13 +206,8 @@ def read(path: str | Path, output: str | None = None) -> CurriculumSpec:
 
 def dry_run(spec: CurriculumSpec) -> None:
     """Builds every stage's model and data descriptions, which is where mistakes show, and prints them."""
-    from training.module import UnifiedModule
-    from training.sources import build_data
-
     for stage in spec.stages:
-        settings = resolve(spec.defaults, stage)
-        module, data = UnifiedModule(**settings["model"]), build_data(settings["data"])
-        module.schedule.check(stage.steps)
+        module, data, _ = build(spec, stage)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         chosen = {name: str(source.choose(name)) for name, source in data.sources.items()}
         print(f"{stage.name}: {stage.steps} steps, {trained:,} parameters train, data {chosen}")

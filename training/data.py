@@ -96,7 +96,9 @@ class MixtureData(L.LightningDataModule):
         for source in self.sources:
             name, modality = self.modality(source)
             if name not in module.fitted:
-                modality.fit(self.raws(source, "train"))
+                raws = self.raws(source, "train")
+                order = rows(self.seed, f"{source}/fit", len(raws), 0, len(raws))  # files are often sorted by label
+                modality.fit(raws[i] for i in order)
                 module.mark_fitted(name)
 
     def example(self, source: str, split: str, index: int) -> dict[str, Tensor]:
