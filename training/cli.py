@@ -35,4 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         raise SystemExit(f"no command {given[0]!r}{nearest(given[0], list(COMMANDS))}; there are {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[given[0]])
-    module.main(given if COMMANDS[given[0]] == "training.lightning_cli" else given[1:])
+    if COMMANDS[given[0]] == "training.lightning_cli":
+        module.main(None if argv is None else given)  # Lightning reads sys.argv itself
+    else:
+        module.main(given[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from training.callbacks.checkpoint import LAST, last_checkpoint
 from training.checkpoint_io import AtomicCheckpointIO
 from training.data import MixtureData
 from training.module import UnifiedModule
+from training.run import quiet
 
 ALLOWED = ("training", "zoo", "modalities", "lightning", "torch")
 MODE = "moezoo"
@@ -71,20 +73,27 @@ class CLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def after_instantiate_classes(self) -> None:
+        """Tells the trainer before setup what it will resume from, so that nothing is fitted or refused in vain."""
+        own = self.config_init[self.subcommand]
+        if self.subcommand == "fit" and own.get("ckpt_path") and Path(own["ckpt_path"]).exists():
+            self.trainer.ckpt_path, own["ckpt_path"] = own["ckpt_path"], None
 
-def run(argv: Sequence[str]) -> CLI:
-    """One of Lightning's subcommands."""
+
+def run(argv: Sequence[str] | None) -> CLI:
+    """One of Lightning's subcommands; None takes the program's own arguments."""
     set_loader(MODE, load, exceptions=(yaml.YAMLError,))
     return CLI(
         UnifiedModule,
         MixtureData,
-        args=list(argv),
+        args=None if argv is None else list(argv),
         seed_everything_default=0,
         save_config_callback=None,
         parser_kwargs={"parser_mode": MODE},
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None) -> None:
     """As `run`, for the command line."""
-    run(argv)
+    with quiet():
+        run(argv)

@@ -177,7 +177,7 @@ class UnifiedModule(L.LightningModule):
                 self.manual_backward(self._loss(micro, out, balance, totals))
         self._update(balance)
         self.done += 1
-        every = self.trainer.log_every_n_steps
+        every = int(getattr(self.trainer, "log_every_n_steps", 0))
         self.report = self._report() if every and self.done % every == 0 else None
 
     def _gradient_sync(self, wanted: bool) -> AbstractContextManager[None]:
@@ -221,7 +221,7 @@ class UnifiedModule(L.LightningModule):
         """Clips and steps; a step whose gradient is not finite on some rank is left out on all of them."""
         optimizer: Any = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.norm = float(norm)
         if self.norm < float("inf"):  # False for NaN too
@@ -259,6 +259,10 @@ class UnifiedModule(L.LightningModule):
             out = self.model(name, values)
             self.sums.add(name, out.loss)
 
+    def _log_means(self, prefix: str) -> None:
+        """The means are those of all ranks already; syncing them again only tells Lightning so."""
+        self.log_dict(self.sums.means(prefix, gather), sync_dist=self.trainer.world_size > 1)
+
     def validation_step(self, batch: Sequence[Micro], batch_idx: int) -> None:
         """Adds the losses of held-out batches."""
         self._evaluate(batch, batch_idx)
@@ -269,11 +273,11 @@ class UnifiedModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs val/<modality>/loss and metrics, and val/loss, their mean over modalities."""
-        self.log_dict(self.sums.means("val", gather), prog_bar=False, rank_zero_only=True)
+        self._log_means("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs test/<modality>/loss and metrics, and test/loss."""
-        self.log_dict(self.sums.means("test", gather), rank_zero_only=True)
+        self._log_means("test")
 
     def predict_step(self, batch: Sequence[Micro], batch_idx: int) -> list[tuple[str, Tensor]]:
         """(modality, its decoded outputs on the CPU) of each micro-batch."""

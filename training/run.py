@@ -85,7 +85,9 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(model, datamodule=data, ckpt_path=None if found is None else str(found), weights_only=True)
+        if found is not None:
+            trainer.ckpt_path = str(found)  # known before setup, unlike an argument of fit
+        trainer.fit(model, datamodule=data, weights_only=True)
     return folder / LAST
 
 

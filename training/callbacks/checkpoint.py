@@ -13,7 +13,9 @@ LAST = "last.ckpt"
 
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The last checkpoint of a run's folder, or None where it has none."""
-    path = Path(folder) / LAST
+    path, moved = Path(folder) / LAST, Path(folder) / f".{LAST}.old"
+    if moved.exists() and not path.exists():  # killed between the two renames of a sharded checkpoint
+        return moved
     return path if path.exists() else None
 
 
@@ -37,7 +39,7 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every,
             enable_version_counter=False,
         )
-        self.overwrite = overwrite
+        self.every, self.overwrite = every, overwrite
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses to bury another run's checkpoint."""
@@ -55,7 +57,6 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves when it is time, and after the last step whatever the time."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.max_steps > 0 and self._last_global_step_saved != trainer.global_step:
-            candidates = self._monitor_candidates(trainer)
-            self._save_none_monitor_checkpoint(trainer, candidates)
+        due = trainer.global_step % self.every == 0 or trainer.global_step >= trainer.max_steps > 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -53,7 +53,8 @@ class CollapseAlarm(L.Callback):
         self._say(
             ("share", layer),
             len(load) > 1 and share[worst] > limit,
-            f"step {step}: in MoE layer {layer} expert {worst} takes {share[worst]:.0%} of the slots, limit {limit:.0%}",
+            f"step {step}: in MoE layer {layer} expert {worst} takes {share[worst]:.0%} of the slots"
+            f" (limit {limit:.0%})",
         )
         idle = np.where(load > 0, 0, self.idle.get(layer, np.zeros(len(load))) + covered)
         self.idle[layer] = idle

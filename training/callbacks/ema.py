@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -29,9 +32,20 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the average before training begins."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("EMA: cannot average a model that ModelParallelStrategy shards; leave one of them out")
         if stage == "fit":
             self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After steps only."""
         return step_idx is not None and step_idx >= self.start and step_idx % self.every == 0
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores average and current weights for fit; elsewhere the checkpoint's own weights are the average."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the average into the model also where a finished run was only loaded again."""
+        self._copy_average_to_current(pl_module)

@@ -1,0 +1,103 @@
+"""Two ranks on the CPU: the same gradients as one, skipped steps, resuming, sharding. One pair of processes for all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("worker.py")
+CASES = [f"{balance}-{spread}" for balance in ("none", "sequence", "global_exact") for spread in ("same", "different")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the ranks left behind."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = []
+    for rank in range(2):
+        command = [sys.executable, str(WORKER), str(rank), "2", str(port), str(folder)]
+        with (folder / f"log{rank}").open("w") as log:
+            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=110) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    logs = "\n".join((folder / f"log{rank}").read_text()[-3000:] for rank in range(2))
+    assert codes == [0, 0], logs
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_give_the_gradients_of_one(case: str, found: Any, worker: Any, tmp_path: Path) -> None:
+    h, balance = worker.helpers(), case.split("-")[0]
+    module = h.build_module(h.tiny_spec(worker.BALANCE[balance], bias=balance == "global_exact"), clip=None)
+    kept: list[dict[str, torch.Tensor]] = []
+    h.train(module, [h.build_steps(module, worker.WHOLE)], tmp_path, [h.keep_gradients(kept)])
+    for rank in range(2):
+        gradients = found[rank][case]["gradients"]
+        assert gradients.keys() == kept[0].keys()
+        for name, value in kept[0].items():
+            torch.testing.assert_close(gradients[name], value, atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    if balance == "global_exact":
+        assert torch.equal(found[0][case]["bias"], module.model.moe_layers()[0].router.bias)
+        assert torch.equal(found[0][case]["bias"], found[1][case]["bias"])
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_both(found: Any) -> None:
+    first, second = (result["skipped"] for result in found)
+    assert first["done"] == second["done"] == 2 and first["skipped"] == second["skipped"] == 1
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]) and bool(torch.isfinite(value.float()).all()), name
+
+
+def test_a_resumed_run_of_two_ranks_is_bit_equal(found: Any) -> None:
+    for rank in range(2):
+        whole, resumed = found[rank]["whole"], found[rank]["resumed"]
+        assert whole["done"] == resumed["done"] == 4
+        assert all(torch.equal(v, resumed["state"][k]) for k, v in whole["state"].items())
+    assert all(torch.equal(v, found[1]["whole"]["state"][k]) for k, v in found[0]["whole"]["state"].items())
+
+
+def test_reports_cover_all_ranks(found: Any) -> None:
+    first, second = (result["whole"]["scalars"] for result in found)
+    clock = {"tokens_per_second"}
+    assert {k: v for k, v in first.items() if k not in clock} == {k: v for k, v in second.items() if k not in clock}
+    assert "train/text/loss" in first and "train/time_series/loss" in first
+
+
+def test_sharding_changes_nothing_and_resumes(folder: Path, found: Any) -> None:
+    for rank in range(2):
+        plain, sharded = found[rank]["whole"], found[rank]["fsdp"]
+        assert sharded["done"] == 4
+        for name, value in plain["state"].items():
+            torch.testing.assert_close(sharded["state"][name], value, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: n + m)
+    assert sorted(p.name for p in (folder / "fsdp").iterdir()) == ["last.ckpt", "metrics.csv"]
+    assert (folder / "fsdp" / "last.ckpt" / "meta.pt").exists()
