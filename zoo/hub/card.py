@@ -116,7 +116,7 @@ class Card:
             ("system", written.system),
             ("summary", written.summary),
             ("paper", "" if paper is None else _cite(paper)),
-            ("licence", f"code {licence.code}, weights {licence.weights or '-'}"),
+            ("licence", f"code {licence.code}, weights {licence.weights or 'not stated'}"),
             ("weights", "pretrained" if self.pretrained else "none (random on create)"),
             ("modalities", ", ".join(self.modalities)),
             ("parts", ", ".join(self.parts)),
@@ -133,8 +133,13 @@ class Card:
 
     def markdown(self) -> str:
         """The card as README.md of a saved model."""
-        head = [f"license: {(self.fields.licence.weights or self.fields.licence.code).lower()}", "library_name: moezoo"]
-        lines = ["---", *head, "tags: [mixture-of-experts]", "---", "", f"# {self.name}", ""]
+        licence = self.fields.licence.weights  # nobody's weights get a licence that was not chosen
+        head = [
+            "library_name: moezoo",
+            "tags: [mixture-of-experts]",
+            *([f"license: {licence.lower()}"] if licence else []),
+        ]
+        lines = ["---", *head, "---", "", f"# {self.name}", ""]
         lines += [f"- {label}: {text}" for label, text in self.rows()]
         if self.claims:
             lines += ["", "## Claims", "", *(f"- {c.name}: {c.says}" for c in self.claims)]

@@ -46,10 +46,8 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
     """
     if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
-    size = text.embedding.num_embeddings
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
-        raise ValueError(f"input_ids: got ids {int(ids.min())}..{int(ids.max())}, expected 0..{size - 1}")
-    ids = ids.long()
+    _check_range(ids, text.embedding.num_embeddings)
+    ids = ids.long().to(text.embedding.weight.device)
     if attention_mask is None:
         return Tokens(embedding=text.embed(ids), ids=ids)
     past = 0 if cache is None else cache.length
@@ -58,13 +56,22 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
             f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}"
             + (f" or {[len(ids), past + ids.shape[1]]} with the {past} ids in the cache" if past else "")
         )
-    mask = attention_mask.bool()[:, -ids.shape[1] :]
+    mask = attention_mask.bool()[:, -ids.shape[1] :].to(ids.device)
     position = mask.cumsum(1) - 1
     if cache is not None and past:
         seen = cache.tokens["mask"].buffer
         assert seen is not None
         position = position + seen[:, :past].sum(1, keepdim=True)
     return Tokens(embedding=text.embed(ids), mask=mask, position=position.clamp(min=0).unsqueeze(-1), ids=ids)
+
+
+def _check_range(ids: Tensor, size: int) -> None:
+    """Ids on the CPU only: reading them from a device would wait for it, and a compiled graph would break."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if not 0 <= low <= high < size:
+        raise ValueError(f"input_ids: got ids {low}..{high}, expected 0..{size - 1}")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def test_what_is_written(saved: Path) -> None:
     assert sorted(files(saved)) == ["README.md", "config.json", "model.safetensors"]
     config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     assert config["format"] == "moezoo" and config["spec"]["backbone"]["dim"] == 16
-    assert "library_name: moezoo" in (saved / "README.md").read_text(encoding="utf-8")
+    readme = (saved / "README.md").read_text(encoding="utf-8")
+    assert "library_name: moezoo" in readme and "license:" not in readme, "no licence is claimed that was not chosen"
     modes = {oct(p.stat().st_mode & 0o777) for p in saved.iterdir()}
     assert len(modes) == 1, "all files are readable by the same people"
 
@@ -271,3 +272,15 @@ def test_a_foreign_config_says_what_was_found(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(SpecError, match=message):
             zoo.load(tmp_path)
+
+
+def test_a_loaded_model_does_not_write_to_its_file(model: Unified, tmp_path: Path) -> None:
+    folder = zoo.save(model, tmp_path / "m")
+    before = files(folder)
+    loaded = zoo.load(folder)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1)
+    assert files(folder) == before
+    zoo.save(model, folder, overwrite=True)
+    assert not torch.equal(loaded.backbone.norm.weight, model.backbone.norm.weight)
