@@ -61,19 +61,27 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_tensors(folder: Path, state: Mapping[str, Tensor], max_shard_size: int | None) -> None:
-    from safetensors.torch import save_file
-
     shards = _shards(state, max_shard_size)
     if len(shards) == 1:
-        save_file(shards[0], folder / tensors.SINGLE, metadata={"format": "pt"})
+        _write_file(folder / tensors.SINGLE, shards[0])
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        _write_file(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": skeleton.size(state.values())}, "weight_map": weight_map}
     (folder / tensors.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(path: Path, state: Mapping[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(state), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path.name}: could not be written, what was there before is unchanged: {error}") from error
 
 
 def _shards(state: Mapping[str, Tensor], limit: int | None) -> list[dict[str, Tensor]]:

@@ -138,6 +138,26 @@ def test_overwriting_never_deletes_what_is_not_a_model(model: Unified, tmp_path:
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the write fails half way, inside the safetensors library."""
+    code = f"""
+import resource, zoo
+plain = {{"type": "unified", "modalities": {{"text": {{"type": "text"}}}}, "backbone": {{"dim": 32, "layers": [
+    {{"block": {{"type": "sequential", "attention": {{"heads": 1}}, "ffn": {{"type": "dense", "hidden": 4}}}}}}]}}}}
+zoo.save(zoo.create(plain), {str(tmp_path / "m")!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    zoo.save(zoo.create(plain, seed=1), {str(tmp_path / "m")!r}, overwrite=True)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "model.safetensors: could not be written, what was there before is unchanged" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    plain = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))["spec"]
+    assert_equal(zoo.create(plain, seed=0), zoo.load(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("step", ["config", "tensors", "rename"])
 def test_a_full_disk_leaves_the_previous_model(
     model: Unified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
