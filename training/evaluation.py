@@ -30,8 +30,8 @@ def evaluate(
 ) -> Iterator[tuple[str, Score]]:
     """(modality, score) for every modality in `splits`, as they are measured. With `out`, artefacts are written there.
 
-    The figures are those of `modalities.<type>.evaluate`; every draw is seeded. `limits` bounds the held-out examples of
-    a modality (windows of text and series), spread evenly over all there are.
+    The figures are those of `modalities.<type>.evaluate`; every draw is seeded. `limits` bounds the held-out examples
+    of a modality (windows of text and series), spread evenly over all there are.
     """
     training = model.training
     model.eval()
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def routing_maps(model: Unified, splits: Splits, out: Path, *, seed: int = 0, examples: int = 16) -> list[Path]:
-    """One heat map per modality (layer x expert) of a held-out batch: `routing_<modality>.png`, figures beside as CSV."""
+    """A heat map (layer x expert) per modality of a held-out batch: `routing_<modality>.png`, numbers beside as CSV."""
     null = model.moe_layers()[0].pool.null.count
     training, paths = model.training, []
     model.eval()

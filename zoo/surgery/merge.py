@@ -11,12 +11,14 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 
-def average_and_split(target: State, specialists: Sequence[State], owners: Mapping[str, int], scale: float = 1.0) -> State:
+def average_and_split(
+    target: State, specialists: Sequence[State], owners: Mapping[str, int], scale: float = 1.0
+) -> State:
     """The weights of an MoE model merged from dense models of the same trunk.
 
     target       the MoE model's own (random) weights: gates, shared and null experts are taken from here
-    specialists  state dicts of models whose feed-forward layers are dense, of hidden size n * F for n * len(specialists)
-                 routed experts of hidden size F; the experts of specialist s are s * n ... (s + 1) * n - 1
+    specialists  state dicts of models whose feed-forward layers are dense, of hidden size n * F for n *
+                 len(specialists) routed experts of hidden size F; specialist s gives experts s * n ... (s + 1) * n - 1
     owners       modality name -> index of the specialist whose encoder and heads are taken; others keep the target's
     scale        factor on the routed experts' last map. With 1 the n slices of one specialist, each of weight 1, sum to
                  its dense network; routing weights sum to at most 1, so that n restores its size at even weights.
