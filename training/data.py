@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from modalities.base import Batch, Modality, Raw
+from modalities.base import Modality, Raw
 from training.sampling import counts_before, picks, rows
 from training.seeds import generator
 from training.sources import SourceSpec
+from training.stepping import Micro
 from zoo.registry import nearest
-
-Micro = tuple[str, Batch]
 
 
 class MixtureData(L.LightningDataModule):

@@ -79,7 +79,7 @@ def test_only_what_training_took_moves_the_position(tiny: Any) -> None:
 def test_modalities_are_fitted_once_and_not_again_with_weights(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, fitted = attached(tiny), []
     module = data._module
-    monkeypatch.setattr(module.model.modality("text"), "fit", lambda raws: fitted.append(len(raws)))
+    monkeypatch.setattr(module.model.modality("text"), "fit", lambda raws: fitted.append(len(list(raws))))
     data.setup("fit")
     data.setup("fit")
     assert len(fitted) == 1 and fitted[0] > 10 and module.fitted == {"text", "time_series"}

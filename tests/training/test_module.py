@@ -78,7 +78,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny: Any) -> None:
 
 
 def test_too_many_such_steps_end_training(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.module.PATIENCE", 2)
+    monkeypatch.setattr("training.stepping.PATIENCE", 2)
     module = tiny.module()
     bad = tiny.steps(module, WHOLE)
     bad[1][1]["future"][0, 0] = float("nan")
