@@ -45,9 +45,9 @@ class CapacitySpec(PolicySpec):
 
     def __call__(self, routing: Routing, router: Router, ctx: RoutingContext) -> Routing:
         full = routing.full
-        mean = full.sum() / routing.experts
+        mean = full.sum().double() / routing.experts
         # 1e-9 keeps an exact integer from being lifted by floating point
-        capacity = (self.factor * mean.double() - 1e-9).ceil().clamp(min=self.minimum)
+        capacity = (self.factor * mean - 1e-9).ceil().clamp(min=self.minimum)
         keep = full & (self._rank(routing, ctx) < capacity)
         if not self.null_too:
             keep = keep | (full & (routing.expert >= router.pool.routed))
