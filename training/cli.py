@@ -1,4 +1,4 @@
-"""`python -m training fit | validate | test | predict | curriculum | compare`."""
+"""`python -m training fit | validate | test | predict | curriculum`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 COMMANDS = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "training.lightning_cli"),
     "curriculum": "training.curriculum",
-    "compare": "training.compare",
 }
 USAGE = """usage: python -m training COMMAND [options]
 
@@ -18,7 +17,6 @@ USAGE = """usage: python -m training COMMAND [options]
   test        losses on test data
   predict     outputs for test data
   curriculum  stages given as data: --config configs/stages/quickstart.yaml
-  compare     runs side by side
 
 COMMAND --help explains its options; fit --print_config prints the configuration as it was resolved.
 """
@@ -38,4 +36,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if COMMANDS[given[0]] == "training.lightning_cli":
         module.main(None if argv is None else given)  # Lightning reads sys.argv itself
     else:
-        module.main(given[1:])
+        raise SystemExit(module.main(given[1:]))
