@@ -38,7 +38,7 @@ class LyingRouter(TopKRouter):
     """See Lying."""
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
-        change: Change = self.spec.change  # type: ignore[attr-defined]
+        change: Change = self.spec.change
         return change(self, x, ctx)
 
 
@@ -92,7 +92,7 @@ def reads_a_number(router: TopKRouter, x: Tensor, ctx: RoutingContext) -> Routin
 
 def broken_by(**changes: object) -> set[str]:
     """The laws that a layer with these parts breaks."""
-    spec = MoESpec(**{"routed": 4, "experts": SwiGLUSpec(hidden=6), "router": TopKSpec(), **changes})  # type: ignore[arg-type]
+    spec = MoESpec(**{"routed": 4, "experts": SwiGLUSpec(hidden=6), "router": TopKSpec(), **changes})
     return {r.law for r in run(cases=[LayerCase("lying", spec)]) if r.outcome != "held"}
 
 
@@ -172,8 +172,8 @@ def test_rules_that_lie_are_caught() -> None:
 class Leaky(SwiGLUSpec):
     """Experts that give rows behind the last expert's a value, and differ between backends."""
 
-    def build(self, dim: int, count: int, backend: str) -> SwiGLUExperts:  # type: ignore[override]
-        return LeakyExperts(self, dim, count, backend)  # type: ignore[arg-type]
+    def build(self, dim: int, count: int, backend: str) -> SwiGLUExperts:
+        return LeakyExperts(self, dim, count, backend)
 
 
 class LeakyExperts(SwiGLUExperts):

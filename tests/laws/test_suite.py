@@ -19,14 +19,14 @@ from zoo.moe.routing import Routing
 class ForeignSpec(TopKSpec):
     """A router of another package, which forgets that padding holds no slot."""
 
-    def build(self, dim, pool):  # type: ignore[no-untyped-def]
+    def build(self, dim, pool):
         return ForeignRouter(self, dim, pool)
 
 
 class ForeignRouter(TopKRouter):
     """See ForeignSpec."""
 
-    def forward(self, x, ctx) -> Routing:  # type: ignore[no-untyped-def]
+    def forward(self, x, ctx) -> Routing:
         return super().forward(x, ctx.replace(mask=ctx.mask | True))
 
 
@@ -34,7 +34,7 @@ class ForeignRouter(TopKRouter):
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     """A plug-in's entry point `router.foreign`."""
     module = types.ModuleType("foreign_parts")
-    module.ForeignSpec = ForeignSpec  # type: ignore[attr-defined]
+    module.ForeignSpec = ForeignSpec
     monkeypatch.setitem(sys.modules, "foreign_parts", module)
     point = metadata.EntryPoint("router.foreign", "foreign_parts:ForeignSpec", registry.GROUP)
     monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point])

@@ -22,7 +22,7 @@ def test_every_name_leads_to_a_frozen_spec_of_its_kind(kind: str) -> None:
     for name in registry.names(kind):
         cls = registry.get(kind, name)
         assert cls.kind == kind
-        assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
         assert all(f.kw_only for f in dataclasses.fields(cls))
         assert cls.__doc__, f"{kind} {name} has no docstring"
         assert registry.is_registered(cls)
@@ -40,7 +40,7 @@ def test_every_name_leads_to_a_frozen_spec_of_its_kind(kind: str) -> None:
 )
 def test_unknown_and_clashing_names(call: object, message: str) -> None:
     with pytest.raises(RegistryError, match=message):
-        call()  # type: ignore[operator]
+        call()
 
 
 def test_types_of_specs() -> None:
@@ -83,7 +83,7 @@ def test_a_plug_in_is_found_imported_on_use_and_named(monkeypatch: pytest.Monkey
         """A class that its package hands on from another module."""
 
     module = types.ModuleType("my_experts")
-    module.MineSpec = Mine  # type: ignore[attr-defined]
+    module.MineSpec = Mine
     monkeypatch.setitem(sys.modules, "my_experts", module)
     assert registry.get("expert", "mine") is Mine
     assert registry.type_of(Mine(hidden=2)) == "mine"

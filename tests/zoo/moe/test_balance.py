@@ -54,7 +54,7 @@ def test_the_hand_case_of_two_ranks() -> None:
     for routing in (RANK_A, RANK_B):
         assert value(SwitchSpec(scope="micro"), routing, TWO) == pytest.approx(1.8, abs=1e-12)
         for scope in ("global", "global_exact"):
-            rule = SwitchSpec(scope=scope)  # type: ignore[arg-type]
+            rule = SwitchSpec(scope=scope)
             assert value(rule, routing, TWO, both()) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_what_f_counts_at_even_load(count: Any, expected: float) -> None:
 def test_first_choices_alone_count_also_over_the_whole_step() -> None:
     routing = chosen([[0.7, 0.3, 0.0001]] * 4, [[0, 1]] * 4)
     for scope in ("micro", "global", "global_exact"):
-        rule = SwitchSpec(count="first", scope=scope)  # type: ignore[arg-type]
+        rule = SwitchSpec(count="first", scope=scope)
         assert value(rule, routing, Pool(routed=3), Counts.of(routing)) == pytest.approx(3 * 0.7, rel=1e-3)
 
 
@@ -202,7 +202,7 @@ def test_the_bias_moves_once_per_optimiser_step_by_all_counts() -> None:
     assert int(step.counts[0].tokens) == 15
     step.finish(0)
     assert moe.router.bias is not None
-    expected = 0.1 * (0.25 - counts / counts.sum()).sign()  # type: ignore[operator, union-attr]
+    expected = 0.1 * (0.25 - counts / counts.sum()).sign()
     torch.testing.assert_close(moe.router.bias.float(), expected.float())
     assert not bool(step.counts[0].pack().any())
 

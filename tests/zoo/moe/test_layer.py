@@ -44,17 +44,17 @@ def through(layer: MoE, x: Tensor, exclude: Tensor) -> tuple[Routing, Tensor]:
 
 def spec(**changes: object) -> MoESpec:
     fields = {"routed": 3, "experts": SwiGLUSpec(hidden=6), "router": TopKSpec(k=2, normalize="all"), **changes}
-    return MoESpec(**fields)  # type: ignore[arg-type]
+    return MoESpec(**fields)
 
 
 def test_the_dense_mixture_by_hand(layer: Build) -> None:
     moe = layer(spec(router=TopPSpec(p=1.0), shared=SharedSpec(hidden=5, gate="sigmoid", count=2)))
     x = torch.randn(7, 8, dtype=torch.float64)
-    probs = (x @ moe.router.weight.T).softmax(-1)  # type: ignore[union-attr, operator]
+    probs = (x @ moe.router.weight.T).softmax(-1)
     expected = torch.zeros_like(x)
     for e in range(3):
-        gate, up = (x @ moe.experts.gate_up[e].T).chunk(2, -1)  # type: ignore[index, union-attr]
-        expected += probs[:, e : e + 1] * ((F.silu(gate) * up) @ moe.experts.down[e].T)  # type: ignore[index]
+        gate, up = (x @ moe.experts.gate_up[e].T).chunk(2, -1)
+        expected += probs[:, e : e + 1] * ((F.silu(gate) * up) @ moe.experts.down[e].T)
     shared = moe.shared_experts
     assert shared is not None and shared.gate is not None
     gate, up = (x @ shared.gate_up.T).chunk(2, -1)
@@ -68,10 +68,10 @@ def test_the_dense_mixture_by_hand(layer: Build) -> None:
 def test_gelu_experts_by_hand(layer: Build) -> None:
     moe = layer(spec(experts=GELUSpec(hidden=6, bias=True, approximate="tanh"), router=TopPSpec(p=1.0)))
     for bias in (moe.experts.up_bias, moe.experts.down_bias):
-        torch.nn.init.normal_(bias)  # type: ignore[arg-type]
+        torch.nn.init.normal_(bias)
     x = torch.randn(4, 8, dtype=torch.float64)
-    probs = (x @ moe.router.weight.T).softmax(-1)  # type: ignore[union-attr, operator]
-    weights = {n: p for n, p in moe.experts.named_parameters()}
+    probs = (x @ moe.router.weight.T).softmax(-1)
+    weights = dict(moe.experts.named_parameters())
     expected = torch.zeros_like(x)
     for e in range(3):
         hidden = F.gelu(x @ weights["up"][e].T + weights["up_bias"][e], approximate="tanh")
@@ -81,7 +81,7 @@ def test_gelu_experts_by_hand(layer: Build) -> None:
 
 def test_null_experts_answer_nothing_themselves_or_a_constant(layer: Build) -> None:
     moe = layer(spec(null_experts=NullSpec(zero=1, copy=1, constant=1)))
-    zero, copy, constant = (moe.pool.first(kind) for kind in ("zero", "copy", "constant"))  # type: ignore[arg-type]
+    zero, copy, constant = (moe.pool.first(kind) for kind in ("zero", "copy", "constant"))
     assert (zero, copy, constant) == (3, 4, 5)
     x = torch.randn(5, 8, dtype=torch.float64)
     routing, y = through(moe, x, only(moe, [zero], 5))

@@ -22,7 +22,7 @@ def with_shared(logits: torch.Tensor) -> torch.Tensor:
 
 def inner(routing: Any) -> torch.Tensor:
     """Weights inside the chosen set."""
-    return routing.gate / routing.gate.sum(-1, keepdim=True)  # type: ignore[no-any-return]
+    return routing.gate / routing.gate.sum(-1, keepdim=True)
 
 
 def test_the_hand_case_of_unimoe_audio(route: Any) -> None:
