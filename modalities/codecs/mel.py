@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modalities.codecs.base import Precise
+from modalities.precise import Precise
 
 MOMENTUM = 0.99
 FLOOR = 1e-3  # magnitude of the quietest band kept: 60 dB below a full-scale sine

@@ -113,17 +113,12 @@ def load(
 
 
 def cast(model: Unified, dtype: torch.dtype | None) -> Unified:
-    """The model in another precision, its routers as they were."""
+    """The model in another precision; what must stay precise does (see modalities.precise)."""
     if dtype is None:
         return model
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
-    routers = [layer.router for layer in model.moe_layers()]
-    kept = [{name: value.clone() for name, value in router.state_dict().items()} for router in routers]
-    model.to(dtype=dtype)
-    for router, state in zip(routers, kept, strict=True):
-        router.load_state_dict(state, assign=True)
-    return model
+    return model.to(dtype=dtype)
 
 
 def read_model(folder: Path) -> Unified:

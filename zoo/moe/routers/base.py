@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modalities.base import Tokens
+from modalities.precise import Precise
 from zoo.moe.pool import Pool, Properties
 from zoo.moe.routing import Routing, RoutingContext
 from zoo.spec import Cost, linear_cost
@@ -41,8 +42,9 @@ class RouterSpec:
         raise NotImplementedError
 
 
-class Router(nn.Module):
-    """Chooses experts: `router(x [T, D], ctx) -> Routing`. Its parameters and state are float32.
+class Router(Precise):
+    """Chooses experts: `router(x [T, D], ctx) -> Routing`. Its parameters and state stay float32 when
+    the model is cast to bfloat16.
 
     `weigh` is pure and knows only noise-free logits, so that policies can edit a choice and weigh it anew.
     """
