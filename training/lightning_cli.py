@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from training.module import UnifiedModule
 from training.run import quiet
 
 ALLOWED = ("training", "zoo", "modalities", "lightning", "torch")
+CLASSES = ("accelerator", "strategy", "plugins", "callbacks", "logger", "profiler")  # a string may name a class here
 MODE = "moezoo"
 
 
@@ -30,14 +32,20 @@ def check_class_paths(value: Any, where: str = "") -> None:
     """Ends the program where a configuration names a class that is neither ours, Lightning's nor torch's: importing
     it would already run its code."""
     if isinstance(value, Mapping):
-        path = value.get("class_path")
-        if isinstance(path, str) and "." in path and path.split(".")[0] not in ALLOWED:
-            raise ForbiddenClass(f"{where}class_path: {path!r} is refused; classes come from {', '.join(ALLOWED)}")
         for key, inner in value.items():
+            if key == "class_path" or key in CLASSES:
+                for name in inner if isinstance(inner, list) else [inner]:
+                    _check_name(name, f"{where}{key}")
             check_class_paths(inner, f"{where}{key}.")
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list):
         for i, inner in enumerate(value):
             check_class_paths(inner, f"{where}{i}.")
+
+
+def _check_name(name: Any, where: str) -> None:
+    dotted = isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name)
+    if dotted and name.split(".")[0] not in ALLOWED:
+        raise ForbiddenClass(f"{where}: {name!r} is refused; classes come from {', '.join(ALLOWED)}")
 
 
 def load(text: str) -> Any:

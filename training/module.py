@@ -116,6 +116,8 @@ class UnifiedModule(WholeSteps):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without decay where it does harm; its learning rate is set anew before each step."""
         self.schedule.check(self.length)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("precision: scaled float16 gradients cannot be summed exactly; take bf16-mixed or 32-true")
         h = self.hparams
         return optimiser.build(
             self.model, lr=h["lr"], betas=tuple(h["betas"]), eps=h["eps"], weight_decay=h["weight_decay"],
@@ -129,7 +131,10 @@ class UnifiedModule(WholeSteps):
 
     def _log_means(self, prefix: str) -> None:
         """The means are those of all ranks already; syncing them again only tells Lightning so."""
-        self.log_dict(self.sums.means(prefix, gather), sync_dist=self.trainer.world_size > 1)
+        means = self.sums.means(prefix, gather)
+        if self.trainer.state.fn == "fit":
+            means["step"] = float(self.done)  # else Lightning counts one less than the other logs
+        self.log_dict(means, sync_dist=self.trainer.world_size > 1)
 
     def validation_step(self, batch: Sequence[Micro], batch_idx: int) -> None:
         """Adds the losses of held-out batches."""

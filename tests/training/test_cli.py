@@ -88,6 +88,17 @@ def test_fit_goes_on_and_the_others_use_its_checkpoint(config: Path, capsys: pyt
         main([command, "--config", str(config), "--trainer.limit_val_batches", "2"])
         assert f"{name}/text/loss" in capsys.readouterr().out
     main(["predict", "--config", str(config)])
+    main(
+        [
+            "validate",
+            "--config",
+            str(config),
+            "--ckpt_path",
+            str(folder / "last.ckpt"),
+            "--trainer.limit_val_batches",
+            "1",
+        ]
+    )
     with pytest.raises(FileExistsError, match="a run has been here"):
         main(["fit", "--config", str(config), "--ckpt_path", "null"])
 
@@ -104,6 +115,15 @@ def test_classes_from_elsewhere_are_refused_before_they_are_imported(config: Pat
     settings["trainer"]["callbacks"].append({"class_path": path})
     config.write_text(yaml.safe_dump(settings))
     with pytest.raises(SystemExit, match=rf"trainer.callbacks.3.class_path: '{path}' is refused"):
+        main(["fit", "--config", str(config)])
+
+
+@pytest.mark.parametrize(("key", "value"), [("logger", "sneaky_package.Log"), ("plugins", ["sneaky_package.IO"])])
+def test_short_forms_are_refused_too(config: Path, key: str, value: Any) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"][key] = value
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match=rf"trainer.{key}: 'sneaky_package"):
         main(["fit", "--config", str(config)])
 
 

@@ -189,6 +189,19 @@ def test_weights_from_nowhere(tiny: Any, tmp_path: Path) -> None:
         tiny.module(init_from=str(tmp_path / "none"))
 
 
+def test_a_dense_model_trains_too(tiny: Any, tmp_path: Path) -> None:
+    from training.run import fit
+    from training.sources import build_data
+
+    spec = tiny.spec()
+    spec["backbone"]["layers"][0]["block"]["ffn"] = {"type": "dense", "hidden": 16}
+    module = tiny.module(spec)
+    data = build_data({"sources": tiny.sources(), "micro_batches": 2})
+    fit(module, data, max_steps=2, folder=tmp_path, log_every=1, progress=False, tensorboard=False, heat_maps=1)
+    assert module.report.load == {} and "routing/mean_k" not in module.report.scalars
+    assert module.report.scalars["train/text/loss"] > 0
+
+
 def test_noise_follows_from_seed_step_and_place(tiny: Any) -> None:
     a, b, c = (tiny.module(tiny.spec(jitter=0.5), seed=s, clip=None) for s in (1, 1, 1))
     step = tiny.steps(a, CUT)

@@ -41,11 +41,13 @@ def run(tiny: Any, folder: Path, callbacks: Any = (), **settings: Any) -> tuple[
     return module, [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
 
 
-def test_a_killed_run_goes_on_bit_equal(tiny: Any, tmp_path: Path) -> None:
-    whole, rows = run(tiny, tmp_path / "whole", val_every=4)
+@pytest.mark.parametrize(("save_every", "killed"), [(3, 8), (4, 9), (5, 2)])
+def test_a_killed_run_goes_on_bit_equal(tiny: Any, tmp_path: Path, save_every: int, killed: int) -> None:
+    options = {"val_every": 4, "save_every": save_every}
+    whole, rows = run(tiny, tmp_path / "whole", **options)
     with pytest.raises(SystemExit):
-        run(tiny, tmp_path / "cut", [Kill(8)], val_every=4)
-    resumed, again = run(tiny, tmp_path / "cut", val_every=4)
+        run(tiny, tmp_path / "cut", [Kill(killed)], **options)
+    resumed, again = run(tiny, tmp_path / "cut", **options)
     assert rows == again and len([r for r in rows if r["train/text/loss"]]) == 10
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
