@@ -86,6 +86,12 @@ def test_a_resumed_run_of_two_ranks_is_bit_equal(found: Any) -> None:
     assert all(torch.equal(v, found[1]["whole"]["state"][k]) for k, v in found[0]["whole"]["state"].items())
 
 
+def test_averaged_weights_are_the_same_on_all_ranks(found: Any) -> None:
+    first, second = (result["averaged"]["state"] for result in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(not torch.equal(value, found[0]["whole"]["state"][name]) for name, value in first.items())
+
+
 def test_reports_cover_all_ranks(found: Any) -> None:
     first, second = (result["whole"]["scalars"] for result in found)
     clock = {"tokens_per_second"}

@@ -98,6 +98,7 @@ def main() -> None:
     found["whole"] = mixture(h, ddp, 4, folder / "ddp", val_every=2)
     mixture(h, ddp, 2, folder / "resumed")
     found["resumed"] = mixture(h, ddp, 4, folder / "resumed")
+    found["averaged"] = mixture(h, ddp, 3, folder / "averaged", ema=0.5)
     for steps in (2, 4):
         found["fsdp"] = mixture(h, Sharded(), steps, folder / "fsdp", val_every=2)
     torch.save(found, folder / f"rank{rank}.pt")

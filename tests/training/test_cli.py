@@ -14,7 +14,6 @@ from training.csv_log import CSVLog
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "configs" / "train" / "unimoe-tiny.yaml")
-DEBUG = str(ROOT / "configs" / "trainer" / "debug.yaml")
 
 
 @pytest.fixture
@@ -51,12 +50,11 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--config", DEBUG], ["--config", str(ROOT / "configs" / "trainer" / "gpu.yaml")]]
-)
+@pytest.mark.parametrize("over", [None, "cpu", "debug", "gpu", "fsdp"])
 def test_a_printed_configuration_feeds_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], over: str | None
 ) -> None:
+    more = [] if over is None else ["--config", str(ROOT / "configs" / "trainer" / f"{over}.yaml")]
     first = printed(capsys, "fit", "--config", TRAIN, *more, "--model.lr", "5e-4", "--print_config")
     (tmp_path / "again.yaml").write_text(first)
     assert printed(capsys, "fit", "--config", str(tmp_path / "again.yaml"), "--print_config") == first
