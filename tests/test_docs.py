@@ -136,6 +136,7 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("ZOO_DATA", str(folder / "none"))
+    monkeypatch.setattr(sys, "argv", ["training"])  # Lightning warns where it finds pytest's
     monkeypatch.setitem(registry.TABLE["router"], "threshold", "threshold:ThresholdSpec")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -155,6 +156,39 @@ def test_every_block_of_a_page_works(page: Path, place: Path, capsys: pytest.Cap
         except (Exception, SystemExit) as error:
             said = capsys.readouterr().err[-2000:]
             raise AssertionError(f"{block.place}: {type(error).__name__}: {error}\n{said}") from error
+
+
+@pytest.mark.parametrize(
+    ("language", "words", "text", "message"),
+    [
+        ("python", (), "import zoo\nzoo.load('nowhere/at-all')", "nowhere/at-all"),
+        ("python", ("no-run",), "from zoo.moe.layer import Moe", "zoo.moe.layer"),
+        ("pycon", (), ">>> 1 + 1\n3\n", "Got:"),
+        ("yaml", ("router",), "{type: top_p, q: 0.5}", "unknown key 'q'"),
+        ("yaml", ("data",), "{type: text_files, path: gone}", "gone: no such file or folder"),
+        ("sh", (), "zoo lst", "zoo lst"),
+        ("sh", (), "zoo list --routr top_p", "--routr"),
+        ("sh", (), "python -m training ft", "ft"),
+        ("sh", (), "make quick", "quick"),
+        ("sh", (), "rm -r data", "no way to check"),
+        ("toml", (), '[project.entry-points."moezoo.parts"]\n"router.x" = "zoo.moe.layer:Gone"', "Gone"),
+    ],
+)
+def test_a_block_that_does_not_work_is_noticed(
+    language: str, words: tuple[str, ...], text: str, message: str, place: Path
+) -> None:
+    with pytest.raises((Exception, SystemExit)) as caught:
+        HANDLERS[language](Block("here", language, words, None, text), {})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_files_and_pages_that_are_named_exist(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", prose)]
+    rooms = re.findall(r"`((?:zoo|modalities|training|configs|demos|docs|tests)/[\w./*-]*)`", prose)
+    missing = [str(link) for link in links if not link.exists()] + [r for r in rooms if not list(ROOT.glob(r))]
+    assert not missing
 
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
@@ -229,15 +263,18 @@ def run_zoo(words: list[str]) -> None:
 
 
 def run_training(words: list[str]) -> None:
-    """Runs curricula that belong to the page; of the others, and of the subcommands of Lightning, all is resolved."""
-    if words[0] in ("fit", "validate", "test", "predict"):
-        from training.lightning_cli import run
+    """Runs the curricula of the pages and what is laid over by the configuration of four steps; otherwise everything
+    is resolved and nothing trained."""
+    from training import cli, curriculum, lightning_cli
 
+    if words[0] in ("fit", "validate", "test", "predict"):
+        if "configs/trainer/debug.yaml" in words:
+            lightning_cli.run(words)
+            return
         with pytest.raises(SystemExit) as ended:
-            run([*words, "--print_config"])
+            lightning_cli.run([*words, *(["--print_config"] if "--print_config" not in words else [])])
         assert ended.value.code == 0
         return
-    from training import cli, curriculum
 
     assert words[0] in cli.COMMANDS and importlib.util.find_spec(cli.COMMANDS[words[0]])
     if words[0] == "curriculum":
