@@ -57,7 +57,8 @@ def optimiser_step(case: Any, rank: int | None) -> dict[str, Any]:
 
 def cases() -> list[Any]:
     """Layers whose promise reaches beyond one micro-batch: no batch-wide part, no rule of scope micro."""
-    from zoo.laws.cases import LayerCase, all_cases
+    from zoo.laws.cases import LayerCase
+    from zoo.laws.catalogue import all_cases
 
     def wide(case: Any) -> bool:
         rules = [rule for rule in case.spec.balance if getattr(rule, "scope", None) == "micro"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from zoo.laws import LAWS, Law
-from zoo.laws.cases import Case, LayerCase, Refused, all_cases, layer_case
+from zoo.laws.cases import Case, LayerCase, Refused, layer_case
+from zoo.laws.catalogue import all_cases
 
 CASES = all_cases()
 PAIRS = [

@@ -9,7 +9,8 @@ from importlib import metadata
 import pytest
 
 from zoo import laws, registry
-from zoo.laws.cases import Refused, TrunkCase, gather, layer_case
+from zoo.laws.cases import Refused, TrunkCase, layer_case
+from zoo.laws.catalogue import gather
 from zoo.laws.examples import fill, variants
 from zoo.laws.suite import Result
 from zoo.moe.routers.top_k import TopKRouter, TopKSpec
@@ -49,6 +50,19 @@ def test_a_plug_in_is_under_the_laws(plugin: str) -> None:
     alone = [case for case in cases if case.name == "router foreign"]
     broken = {r.law for r in laws.run(plugin, cases=alone) if r.outcome == "broken"}
     assert "padding.zero" in broken
+
+
+def test_a_plug_in_that_cannot_be_imported_is_reported_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = metadata.EntryPoint("block.gone", "no_such_package:Spec", registry.GROUP)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point])
+    registry._plugins.cache_clear()
+    try:
+        cases = list(gather())
+    finally:
+        registry._plugins.cache_clear()
+    (gone,) = [case for case in cases if "gone" in case.about]
+    assert isinstance(gone, Refused) and "no_such_package" in gone.reason
+    assert len(cases) > 100
 
 
 def test_run_takes_one_part() -> None:

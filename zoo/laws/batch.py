@@ -53,6 +53,17 @@ def split(case: LayerCase) -> None:
     close(pieces, whole.y, "output")
 
 
+@law("scope token or sequence: documents packed in a row do not see each other", TrunkCase, _rows)
+def documents(case: TrunkCase) -> None:
+    trunk, tokens = case.trunk(), case.tokens()
+    assert tokens.document is not None
+    first = tokens.document == 0
+    other = torch.where(first[..., None], tokens.embedding + 1, tokens.embedding)
+    with torch.no_grad():
+        before, after = trunk(tokens).tokens.embedding, trunk(tokens.replace(embedding=other)).tokens.embedding
+    close(after[~first], before[~first], "state of the second document")
+
+
 @law("scope token or sequence: splitting the batch into rows changes nothing in a trunk", TrunkCase, _rows)
 def trunk(case: TrunkCase) -> None:
     trunk, tokens = case.trunk(), case.tokens()

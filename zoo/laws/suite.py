@@ -23,7 +23,8 @@ from zoo.laws import (
     recompute,
     world,
 )
-from zoo.laws.cases import Case, Refused, gather
+from zoo.laws.cases import Case, Refused
+from zoo.laws.catalogue import gather
 from zoo.laws.law import Law, LawBroken
 
 FAMILIES = (

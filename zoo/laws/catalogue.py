@@ -1,0 +1,142 @@
+"""The cases over the registry: one per part and variant, and random combinations.
+
+A part is covered by being registered; what a spec refuses is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+
+from zoo import registry
+from zoo.laws.cases import Case, Refused, layer_case, trunk_case
+from zoo.laws.examples import BASE, variants
+from zoo.spec import Plain
+
+RICH: Plain = {
+    "null_experts": {"zero": 1, "copy": 1, "constant": 2},
+    "shared": {"count": 2, "hidden": 4, "gate": "router"},
+}
+"""Null experts of every kind, and shared experts that the router weighs."""
+
+SOCKETS = {"router": "router", "policy": "policy", "expert": "experts", "balance": "balance", "dispatch": "dispatch"}
+LISTS = {"policy", "balance"}
+
+
+def _placed(kind: str, part: Plain) -> Plain:
+    """A part as the keys of a layer it takes."""
+    plain: Plain = {SOCKETS[kind]: [part] if kind in LISTS else part}
+    if getattr(registry.get(kind, part["type"]), "needs_bias", False):
+        plain["router"] = {**BASE["router"], "bias": True}
+    return plain
+
+
+def _part_cases(kind: str, name: str) -> Iterator[Case]:
+    for label, part in _described(kind, name):
+        yield layer_case(f"{kind} {label}", _placed(kind, part), {name})
+        if kind in ("router", "policy") or label != name:
+            yield layer_case(f"{kind} {label} rich", {**_placed(kind, part), **RICH}, {name})
+
+
+def _pool_cases() -> Iterator[Case]:
+    for null in ("zero", "copy", "constant"):
+        yield layer_case(f"null {null}", {"null_experts": {null: 2}}, {"moe"})
+    for gate in ("none", "sigmoid", "router"):
+        yield layer_case(f"shared {gate}", {"shared": {"count": 2, "hidden": 4, "gate": gate}}, {"moe"})
+    yield layer_case("reference", {"backend": "reference", **RICH}, {"moe"})
+    for count in ("slots", "tokens", "first"):
+        rule = {"type": "switch", "scope": "global_exact", "count": count}
+        varied = {"router": {"type": "top_p"}, "balance": [rule], **RICH}
+        yield layer_case(f"varied k, {count}", varied, {"moe", "switch", "top_p"})
+    yield layer_case("one expert", {"routed": 1, "router": {"type": "top_k", "k": 1}}, {"moe"})
+    yield layer_case("every expert", {"router": {"type": "top_k", "k": 4}}, {"moe"})
+
+
+def _random_cases(count: int) -> Iterator[Case]:
+    """Combinations drawn over all parts, the same at every call."""
+    draw = random.Random(20)
+    parts = {
+        kind: [(label, part) for name in registry.names(kind) for label, part in _described(kind, name)]
+        for kind in SOCKETS
+    }
+    for seed in range(count):
+        plain: Plain = {"routed": draw.choice([2, 4, 6]), "backend": draw.choice(["grouped", "reference"])}
+        about, labels = set(), []
+        for kind, socket in SOCKETS.items():
+            if kind in LISTS and draw.random() < 0.4:
+                continue
+            label, part = draw.choice(parts[kind])
+            plain[socket] = [part] if kind in LISTS else part
+            about.add(part["type"])
+            labels.append(label)
+        plain |= {key: value for key, value in RICH.items() if draw.random() < 0.6}
+        yield layer_case(f"random {seed}: {' '.join(labels)}", plain, about, seed)
+
+
+def _described(kind: str, name: str) -> list[tuple[str, Plain]]:
+    """The variants of a part, none where it cannot be imported or described."""
+    try:
+        return list(variants(kind, name))
+    except (ValueError, ImportError, AttributeError):
+        return []
+
+
+def _unusable(kind: str) -> Iterator[Case]:
+    """Parts of a kind that cannot be imported or described, with the reason."""
+    for name in registry.names(kind):
+        try:
+            list(variants(kind, name))
+        except (ValueError, ImportError, AttributeError) as error:
+            yield Refused(f"{kind} {name}", f"{type(error).__name__}: {error}", about=frozenset({name}))
+
+
+def _trunk_cases() -> Iterator[Case]:
+    moe = {**BASE["ffn"], **RICH}
+    attention: Plain = {"heads": 2}
+    for name in registry.names("block"):
+        for label, block in _described("block", name):
+            block = {**block, "ffn": moe} if "ffn" in block else block
+            yield trunk_case(f"block {label}", {"cond": 3, "layers": [{"repeat": 2, "block": block}]}, {name})
+    plain: Plain = {"type": "sequential", "attention": attention}
+    for name in registry.names("ffn"):
+        for label, ffn in _described("ffn", name):
+            yield trunk_case(f"ffn {label}", {"layers": [{"repeat": 2, "block": {**plain, "ffn": ffn}}]}, {name})
+    for name in registry.names("router"):
+        for label, router in _described("router", name):
+            block = {**plain, "ffn": {**moe, "router": router}}
+            yield trunk_case(f"trunk router {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+    for name in registry.names("policy"):
+        for label, policy in _described("policy", name)[:1]:
+            block = {**plain, "ffn": {**moe, "policy": [policy]}}
+            yield trunk_case(f"trunk policy {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+    for label, change, more in _attention_variants():
+        block = {"type": "sequential", "attention": {**attention, **change}, "ffn": moe}
+        yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}], **more}, {"sequential"})
+
+
+def _attention_variants() -> list[tuple[str, Plain, Plain]]:
+    return [
+        ("grouped", {"heads": 4, "kv_heads": 2}, {}),
+        ("normed", {"qk_norm": True, "bias": True, "out_bias": True, "head_dim": 6}, {}),
+        ("two axes", {"head_dim": 8}, {"rope": {"axes": 2}}),
+        ("sections", {"head_dim": 8}, {"rope": {"axes": 2, "layout": "sections", "sections": [3, 1]}}),
+    ]
+
+
+@functools.cache
+def all_cases() -> tuple[Case, ...]:
+    """Every case over the registry as it stands at the first call, refused ones included."""
+    return tuple(gather())
+
+
+def gather() -> Iterator[Case]:
+    """Every case over the registry as it stands."""
+    for kind in (*SOCKETS, "ffn", "block"):
+        yield from _unusable(kind)
+    for kind in SOCKETS:
+        for name in registry.names(kind):
+            yield from _part_cases(kind, name)
+    yield from _pool_cases()
+    yield from _trunk_cases()
+    yield from _random_cases(24)
