@@ -13,7 +13,8 @@ setup:  ## make .venv and install into it, if need be
 	@.ci/setup
 
 quickstart: setup  ## train, evaluate and show unimoe-tiny on all six modalities (ARGS="..." passes options)
-	@MPLBACKEND=Agg $(PYTHON) -m training.quickstart $(ARGS)
+	@# One thread: its matrices are too small to share, and the figures do not depend on the number of cores.
+	@MPLBACKEND=Agg OMP_NUM_THREADS=1 $(PYTHON) -m training.quickstart $(ARGS)
 
 test: setup  ## the test suite without the slow tests (ARGS="..." passes options to pytest)
 	@$(OFFLINE) $(PYTHON) -m pytest -n 2 -m "not slow" $(ARGS)
