@@ -146,8 +146,15 @@ class Backbone(nn.Module):
     ) -> BackboneOutput:
         """tokens -> final states and records. With a cache, `tokens` are the new ones only.
 
-        step is the optimiser step (schedules inside routers); seed draws the routers' noise in training.
+        step is the optimiser step (schedules inside routers); seed draws the routers' noise in training. Where tokens
+        have a mask, one that is not finite counts as padding and its own state comes out NaN; without a mask (the
+        fast path) it spreads.
         """
+        finite = None
+        if tokens.mask is not None:
+            finite = (tokens.embedding.detach() * 0).sum(-1, keepdim=True) == 0
+            clean = torch.where(finite, tokens.embedding, 0)
+            tokens = tokens.replace(embedding=clean, mask=tokens.mask & finite[..., 0])
         ctx = self._context(tokens, cache, step, seed)
         carry = Carry(values=self._begin(tokens, cache))
         x, hidden = tokens.embedding, []
@@ -158,7 +165,10 @@ class Backbone(nn.Module):
                 x, carry = block(x, carry, ctx)
             if output_hidden:
                 hidden.append(x)
-        return BackboneOutput(tokens.replace(embedding=self.norm(x)), carry.records, tuple(hidden))
+        state = self.norm(x)
+        if finite is not None:
+            state = torch.where(finite, state, torch.nan)
+        return BackboneOutput(tokens.replace(embedding=state), carry.records, tuple(hidden))
 
     def _begin(self, tokens: Tokens, cache: Cache | None) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}

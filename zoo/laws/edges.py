@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modalities.base import Tokens
-from zoo.laws.cases import LayerCase, context, flat
+from zoo.laws.cases import LayerCase, TrunkCase, context, flat
 from zoo.laws.law import all_close, close, law, require
 from zoo.laws.probe import Run, backward, run, take, target
 from zoo.moe.spec import MoESpec
@@ -163,6 +163,27 @@ def not_finite(case: LayerCase) -> None:
     all_close(got[1], expected.gradients, "gradient of") if not case.spec.balance else None
     require(all(bool(g.isfinite().all()) for g in got[1].values()), "a gradient is not finite")
     close(got[2][~bad], expected.gradient_x[~bad], "gradient of the input") if not case.spec.balance else None
+
+
+@law("a token with NaN, masked or not, changes no other state of a trunk and no gradient", TrunkCase)
+def not_finite_trunk(case: TrunkCase) -> None:
+    trunk, tokens = case.trunk(), case.tokens()
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, 1] = mask[1, 5] = False
+    half = mask.clone()
+    half[1, 5] = True
+    broken = tokens.embedding.clone()
+    broken[0, 1], broken[1, 5, 0] = torch.nan, torch.inf
+    found = []
+    for embedding, real in ((tokens.embedding, mask), (broken, half)):
+        x = embedding.clone().requires_grad_()
+        y = trunk(tokens.replace(embedding=x, mask=real)).tokens.embedding
+        kept = mask.flatten()
+        found.append((y.detach()[mask], *backward(trunk, target(y.flatten(0, 1), x.flatten(0, 1), kept), x)))
+    (state, gradients, gradient_x), (state_2, gradients_2, gradient_x_2) = found
+    close(state_2, state, "state of the others")
+    all_close(gradients_2, gradients, "gradient of")
+    close(gradient_x_2[mask], gradient_x[mask], "gradient of the input")
 
 
 def _run_broken(layer: torch.nn.Module, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor], Tensor]:
