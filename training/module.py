@@ -111,6 +111,11 @@ class UnifiedModule(WholeSteps):
         if self.device_mesh is not None:
             from training.strategies.fsdp import shard
 
+            if self.device_mesh["tensor_parallel"].size() > 1:  # what Lightning's strategy takes by default
+                raise ValueError(
+                    "strategy: tensor-parallel ranks would each train a model of their own, nothing being split over "
+                    "them; take training.strategies.fsdp.Sharded (configs/trainer/fsdp.yaml)"
+                )
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
