@@ -174,6 +174,10 @@ class ModalitySpec:
 
     kind: ClassVar[str] = "modality"
 
+    def check(self, dim: int, cond: int) -> None:
+        """Raises ValueError("key: ...") where the modality does not fit a trunk of width `dim` whose rows are
+        conditioned on `cond` values (0: not at all)."""
+
     def build(self, dim: int, text: Modality | None = None) -> Modality:
         """The module for a trunk of width `dim`. `text` is the model's text modality, where it has one:
         transcripts, captions and class prompts use its tokenizer, embedding and head."""

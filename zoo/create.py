@@ -17,8 +17,8 @@ def create(ref: str | os.PathLike[str] | Mapping[str, Any], *, seed: int = 0, **
     """A model with random weights: of an entry's name, a YAML file, a saved model's folder or a plain mapping.
 
     seed draws the weights; torch's global generator stays as it was. Overrides are dotted paths into the spec, a
-    double underscore standing for the dot: `create("unimoe-tiny", backbone__dim=64)`, or
-    `create("unimoe-tiny", **{"backbone.dim": 64})`.
+    double underscore standing for the dot: `create("unimoe-tiny", backbone__dim=64, backbone__cond=64)`, or
+    `create("unimoe-tiny", **{"backbone.layers.0.repeat": 2})`.
     Raises EntryError for an unknown name, SpecError for a spec that cannot be built.
     """
     import torch

@@ -62,6 +62,18 @@ class DiffusionSpec(ModalitySpec):
             )
         self.autoencoder.check(self.size, self.channels, self.patch)
 
+    def check(self, dim: int, cond: int) -> None:
+        if self.inject == "cond" and not cond:
+            raise ValueError(
+                f"inject: 'cond' needs adaptive norms in the trunk (backbone.cond: {dim} and adaln blocks), expected "
+                "'token' or 'both' without them"
+            )
+        if self.inject != "token" and cond not in (0, dim):
+            raise ValueError(
+                f"inject: {self.inject!r} gives the trunk {dim} values (its width), but backbone.cond is {cond}; "
+                f"expected backbone.cond: {dim}, or inject: token"
+            )
+
     def build(self, dim: int, text: Modality | None = None) -> Diffusion:
         from modalities.diffusion.module import Diffusion
 

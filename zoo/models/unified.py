@@ -48,9 +48,13 @@ class UnifiedSpec(ModelSpec):
     def __post_init__(self) -> None:
         if not self.modalities:
             raise ValueError("modalities: got none, expected at least one")
-        for name in self.modalities:
+        for name, modality in self.modalities.items():
             if not name.isidentifier():
                 raise ValueError(f"modalities: {name!r} is no name; expected letters, digits and underscores")
+            try:
+                modality.check(self.backbone.dim, self.backbone.cond)
+            except ValueError as error:
+                raise ValueError(f"modalities.{name}.{error}") from error
 
     def cost(self, length: float = 0) -> Cost:
         """Modalities are counted as held, and those parameters as inactive: which are used depends on the batch."""
