@@ -26,9 +26,9 @@ Batch = dict[str, Tensor]
 class Tokens:
     """A batch of token rows, as the trunk reads and returns it.
 
-    Position i attends to j in the same document when j <= i, or when both lie in the same bidirectional span
-    (DESIGN, "The way of a sample"). An optional field that is None has its plain meaning: every token is real, one
-    document, everything causal, positions 0, 1, 2 ...
+    Position i attends to j in the same document when j <= i, or when both lie in the same bidirectional span. An
+    optional field that is None has its plain meaning: every token is real, one document, everything causal, positions
+    0, 1, 2 ...
 
     embedding      [B, S, D]   float
     mask           [B, S]      bool, False on padding
