@@ -66,8 +66,9 @@ def quickstart(spec: CurriculumSpec, *, overwrite: bool = False, limit: int | No
     routing_maps(model, splits, out)
     same = saved_and_loaded(model, out / "model", card(settings["model"]["spec"], rows))
     minutes = (time.monotonic() - started) / 60
-    write_metrics(rows, out / DONE, minutes=round(minutes, 2), reloaded_equal=same)
-    return report(rows, out, minutes, same)
+    cost = {"minutes": round(minutes, 2), "peak_gigabytes": round(peak_bytes() / 1e9, 2)}
+    write_metrics(rows, out / DONE, reloaded_equal=same, **cost)
+    return report(rows, out, same, **cost)
 
 
 def final_model(settings: Mapping[str, Any], weights: Path) -> Unified:
@@ -110,12 +111,21 @@ def card(name: Any, rows: Sequence[tuple[str, Score]]) -> CardFields:
     return replace(fields, results=results)
 
 
-def report(rows: Sequence[tuple[str, Score]], out: Path, minutes: float, same: bool) -> int:
+def peak_bytes() -> int:
+    """The most memory this process has held (Linux counts in kilobytes, macOS in bytes)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def report(rows: Sequence[tuple[str, Score]], out: Path, same: bool, minutes: float, peak_gigabytes: float) -> int:
     """Prints the table and what lies where; the exit code says whether all was won."""
     lost = [f"{name}: {score.name}" for name, score in rows if not score.won]
     print(f"\n{table(rows)}\n")
     print(f"files in {out}: " + ", ".join(sorted(p.name for p in out.iterdir() if p.is_file())))
-    print(f"entry {out / 'model'}: loaded again, outputs {'equal' if same else 'DIFFER'}; {minutes:.1f} minutes in all")
+    print(f"entry {out / 'model'}: loaded again, outputs {'equal' if same else 'DIFFER'}")
+    print(f"{minutes:.1f} minutes, {peak_gigabytes:.1f} GB at most")
     for row in lost:
         print(f"not won: {row}", file=sys.stderr)
     return 1 if lost or not same else 0

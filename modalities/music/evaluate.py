@@ -49,7 +49,7 @@ def evaluate(
     if out is not None:
         note += "; " + _artefact(modality, new_step(), known, generator, Path(out))
     unit = f"bits per {modality.unit}"
-    return [Score(f"music: {unit}", value, bigram.bits(pieces), higher=False, unit=unit, note=note)]
+    return [Score(unit, value, bigram.bits(pieces), higher=False, unit=unit, note=note)]
 
 
 @torch.no_grad()

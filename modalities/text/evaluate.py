@@ -117,4 +117,4 @@ def evaluate(
         )
         write_text(Path(out) / "text.txt", prompt + modality.texts(ids)[0] + "\n")
     note = f"{count} bytes in {len(held)} windows of {modality.spec.length}; baseline: byte bigram"
-    return [Score("text: bits per byte", value, baseline / count, higher=False, unit="bits per byte", note=note)]
+    return [Score("bits per byte", value, baseline / count, higher=False, unit="bits per byte", note=note)]

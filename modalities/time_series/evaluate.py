@@ -79,7 +79,7 @@ def evaluate(
     for horizon in HORIZONS:
         model, last, season, count = compare(modality, new_step, test, horizon, share)
         note = f"{count} windows of {len(test)} series; last value {last:.3f}, seasonal naive {season:.3f}"
-        name = f"time series: MSE at {horizon}"
+        name = f"MSE at {horizon}"
         scores.append(Score(name, model, min(last, season), higher=False, unit="squared deviations", note=note))
     if out is not None:
         picture(modality, new_step(), test[-1], HORIZONS[-1], Path(out) / "forecast.png")

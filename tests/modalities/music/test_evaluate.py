@@ -51,7 +51,7 @@ def test_a_trained_model_beats_the_bigram_and_writes_a_piece(
     tunes = TunesSpec().build("train")
     train(module, trunk, [module.example(raw) for raw in tunes], 100)
     (score,) = evaluate(module, trunk.new_step, tunes, tunes[:2], generator=generator, out=tmp_path)
-    assert score.name == "music: bits per note" and not score.higher and score.won
+    assert score.name == "bits per note" and not score.higher and score.won
     assert score.note.startswith(f"{sum(t['notes'].size for t in tunes[:2])} notes of 2 pieces")
     assert {p.name for p in tmp_path.iterdir()} == {"music.wav", "music.mid"}
     import soundfile

@@ -64,7 +64,7 @@ def test_evaluation_scores_both_horizons_and_draws(stand_in: Make, tmp_path: Pat
     module, trunk = make(embedding=embedding), stand_in()
     step = trunk.step if module.incremental else lambda: trunk
     scores = evaluate(module, step, [], waves(0.1), generator=torch.Generator(), out=tmp_path, limit=30)
-    assert [s.name for s in scores] == ["time series: MSE at 24", "time series: MSE at 96"]
+    assert [s.name for s in scores] == ["MSE at 24", "MSE at 96"]
     assert all(s.baseline == pytest.approx(0.02, rel=0.3) and s.value > 0.3 and not s.won for s in scores)
     assert "30 windows of 3 series" in scores[0].note
     assert [p.name for p in tmp_path.iterdir()] == ["forecast.png"]
