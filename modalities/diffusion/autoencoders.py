@@ -174,4 +174,5 @@ class DiffusersAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.model.decode(latents / self.scale + self.shift, return_dict=False)[0]
+        weight = next(self.model.parameters())
+        return self.model.decode((latents / self.scale + self.shift).to(weight), return_dict=False)[0].to(latents)

@@ -16,17 +16,14 @@ from modalities.diffusion.spec import TIME_WIDTH
 class TimeEmbedding(nn.Module):
     """Times [B] in [0, 1] to [B, dim]: sines and cosines of 1000 t, then a small MLP (Peebles and Xie 2023, DiT)."""
 
-    rate: Tensor
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        half = TIME_WIDTH // 2
-        self.register_buffer("rate", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = 1000 * t[:, None].float() * self.rate
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
+        half = TIME_WIDTH // 2  # no buffer: a model cast to bfloat16 would round these rates, and angles reach 1000
+        angle = 1000 * t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
 
 
 def class_labels(values: Sequence[int] | Sequence[str] | Tensor, classes: int) -> Tensor:

@@ -100,7 +100,8 @@ class Diffusion(Modality):
 
     def encode(self, batch: Batch) -> Tokens:
         """Tokens of prepared images: [B, N, D], or [B, L + N, D] with a prompt of L tokens."""
-        patches = self.project(patchify(batch["noisy"], self.spec.patch)) + self.place_embedding
+        pixels = patchify(batch["noisy"], self.spec.patch).to(self.project.weight.dtype)
+        patches = self.project(pixels) + self.place_embedding
         cond = self.time(batch["t"])
         if self.spec.condition == "class":
             cond = cond + self.table(batch["label"])

@@ -25,7 +25,8 @@ class GatedEmbedding(nn.Module):
         self.value = nn.Linear(values, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values to embeddings."""
+        """Values to embeddings, in the precision of the weights."""
+        x = x.to(self.gate.weight.dtype)
         return F.silu(self.gate(x)) * self.value(x)
 
 

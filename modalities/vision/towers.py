@@ -101,7 +101,7 @@ class PatchTower(Tower):
         self.place = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], dim) * 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.project(patchify(images, self.patch)) + self.place
+        return self.project(patchify(images, self.patch).to(self.project.weight.dtype)) + self.place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,8 @@ class TimmTower(Tower):
 
     def _features(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Features [B, h * w, F] and the grid (h, w) of images [B, C, H, W] in [-1, 1]."""
-        out = self.model.forward_features(((images + 1) / 2 - self.mean) / self.std)
+        scaled = ((images + 1) / 2 - self.mean) / self.std
+        out = self.model.forward_features(scaled.to(self.project.weight.dtype))
         if out.ndim == 3:
             out = out[:, getattr(self.model, "num_prefix_tokens", 0) :]
             embed = getattr(self.model, "patch_embed", None)
