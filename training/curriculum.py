@@ -8,7 +8,7 @@ stage it was in from that stage's `last.ckpt`.
 from __future__ import annotations
 
 import argparse
-import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zoo.registry import nearest
-from zoo.spec import SpecError, parse, read_yaml
+from training.settings import arguments, remember
+from zoo.spec import SpecError, dump, parse, read_yaml
 from zoo.surgery.merge import average_and_split
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from training.module import UnifiedModule
 
 FINISHED = "weights.safetensors"
+OWNED = ("model", "data", "max_steps", "folder", "callbacks")  # arguments of `fit` that a curriculum gives itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ class StageSpec:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}, expected 1 or more")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name: got {self.name!r}, expected letters, digits, '-' and '_': it is a folder's name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +114,13 @@ def build(spec: CurriculumSpec, stage: StageSpec) -> tuple[UnifiedModule, Mixtur
     from training.data import MixtureData
     from training.module import UnifiedModule
     from training.run import fit
-    from training.sources import build_data
 
-    settings = resolve(spec.defaults, stage)
-    for section, call in (("model", UnifiedModule), ("data", MixtureData), ("trainer", fit)):
-        known = [key for key in inspect.signature(call).parameters if key != "self"]
-        for key in settings[section]:
-            if key not in known:
-                path = f"stages.{stage.name}.fit.{section}"
-                raise SpecError(f"{path}: unknown key {key!r}{nearest(key, known)}; expected {', '.join(known)}")
-    module = UnifiedModule(**settings["model"])
+    settings, path = resolve(spec.defaults, stage), f"stages.{stage.name}.fit"
+    trainer = arguments(fit, settings["trainer"], f"{path}.trainer", OWNED)
+    data = MixtureData(**arguments(MixtureData, settings["data"], f"{path}.data"))
+    module = UnifiedModule(**arguments(UnifiedModule, settings["model"], f"{path}.model"))
     module.schedule.check(stage.steps)
-    return module, build_data(settings["data"]), settings["trainer"]
+    return module, data, trainer
 
 
 def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
@@ -132,11 +130,14 @@ def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
     root = Path(spec.output)
     prepared: dict[str, MixtureData] = {}
     for number, stage in enumerate(spec.stages, 1):
-        folder = root / stage.name
+        folder, settings = root / stage.name, resolve(spec.defaults, stage)
+        begun = {"steps": stage.steps, "enter": dump(stage.enter), "model": settings["model"], "data": settings["data"]}
         if (folder / FINISHED).exists():
+            remember(folder, begun)
             continue
         print(f"stage {number} of {len(spec.stages)}: {stage.name}, {stage.steps} steps", flush=True)
         module, data, trainer = build(spec, stage)
+        remember(folder, begun)
         if stage.enter is not None:
             begin(module, root, stage.enter)
             reuse(data, prepared, stage.enter)
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dry_run(spec)
         else:
             print(f"weights: {run(spec)}")
-    except (SpecError, FileNotFoundError, FileExistsError, ValueError) as error:
+    except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.quickstart", description=__doc__)
     parser.add_argument("--config", default=CONFIG, help="the curriculum (default: %(default)s)")
     parser.add_argument("--output", help="folder of the run (default: the one the curriculum names)")
-    parser.add_argument("--overwrite", action="store_true", help="delete a finished run in that folder first")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where a run has been in that folder")
     parser.add_argument(
         "--limit", type=int, help="measure on so many held-out examples of each modality (default: most)"
     )
     args = parser.parse_args(argv)
     try:
         return quickstart(read(args.config, args.output), overwrite=args.overwrite, limit=args.limit)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -49,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def quickstart(spec: CurriculumSpec, *, overwrite: bool = False, limit: int | None = None) -> int:
     """Trains, evaluates, saves, loads again. A run that was stopped goes on where it was."""
     started, out = time.monotonic(), Path(spec.output)
-    if (out / DONE).exists():
-        if not overwrite:
-            raise FileExistsError(f"{out}: holds a finished run; pass --overwrite (make quickstart ARGS=--overwrite)")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_room(spec, overwrite)
     weights = run(spec)
     settings = resolve(spec.defaults, spec.stages[-1])
     model = final_model(settings["model"], weights)
@@ -69,6 +65,25 @@ def quickstart(spec: CurriculumSpec, *, overwrite: bool = False, limit: int | No
     cost = {"minutes": round(minutes, 2), "peak_gigabytes": round(peak_bytes() / 1e9, 2)}
     write_metrics(rows, out / DONE, reloaded_equal=same, **cost)
     return report(rows, out, same, **cost)
+
+
+def make_room(spec: CurriculumSpec, overwrite: bool) -> None:
+    """Makes the output folder; `overwrite` deletes the stages of a run there, and nothing else that lies in it.
+
+    Raises FileExistsError where the folder holds a finished run, or files that are none of a run's, and `overwrite` is
+    off; a run that was stopped is left to go on.
+    """
+    out = Path(spec.output)
+    stages = [out / stage.name for stage in spec.stages]
+    if overwrite:
+        for folder in stages:
+            shutil.rmtree(folder, ignore_errors=True)
+        (out / DONE).unlink(missing_ok=True)
+    elif (out / DONE).exists():
+        raise FileExistsError(f"{out}: holds a finished run; pass --overwrite (make quickstart ARGS=--overwrite)")
+    elif out.is_dir() and any(out.iterdir()) and not any(folder.exists() for folder in stages):
+        raise FileExistsError(f"{out}: holds files that are no run's; take another folder, or pass --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def final_model(settings: Mapping[str, Any], weights: Path) -> Unified:

@@ -83,7 +83,7 @@ def parse(cls: type[T], value: Any, path: str = "") -> T:
             known = ", ".join(fields) or "no keys"
             raise SpecError(f"{path or 'spec'}: unknown key {key!r}{nearest(key, list(fields))}; expected {known}")
     hints = _hints(typing.cast(type, cls))
-    arguments = {k: _convert(hints[k], v, _join(path, k)) for k, v in value.items()}
+    arguments = {k: convert(hints[k], v, _join(path, k)) for k, v in value.items()}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in arguments:
@@ -108,7 +108,8 @@ def _socket(cls: type, kind: str, value: dict[str, Any], path: str) -> type:
     return typing.cast(type, found)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` (plain) as what a type hint says. Raises SpecError beginning with `path`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, path)
@@ -117,17 +118,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             choices = ", ".join(map(repr, args))
             raise SpecError(f"{path}: got {value!r}, expected one of {choices}{nearest(value, [str(a) for a in args])}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise SpecError(f"{path}: expected a list, got {type(value).__name__} ({value!r})")
-        if args[-1] is not Ellipsis and len(args) != len(value):
+        any_length = origin is list or args[-1] is Ellipsis
+        if not any_length and len(args) != len(value):
             raise SpecError(f"{path}: expected {len(args)} values, got {len(value)} ({value!r})")
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+        inner = [args[0]] * len(value) if any_length else args
+        return origin(convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     if origin in (dict, Mapping) or origin is typing.get_origin(Mapping[str, int]):
         if not isinstance(value, Mapping):
             raise SpecError(f"{path}: expected a mapping, got {type(value).__name__} ({value!r})")
-        return {str(k): _convert(args[1], v, _join(path, str(k))) for k, v in value.items()}
+        return {str(k): convert(args[1], v, _join(path, str(k))) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else parse(typing.cast(type, hint), value, path)  # type: ignore[arg-type]
     return _scalar(hint, value, path)
@@ -141,7 +143,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
         if option is type(None):
             continue
         try:
-            return _convert(option, value, path)
+            return convert(option, value, path)
         except SpecError as error:
             errors.append(error)
     raise errors[-1] if len(errors) == 1 else SpecError("; or ".join(str(e) for e in errors))

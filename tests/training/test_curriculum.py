@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.curriculum import CurriculumSpec, main, run
+from training.curriculum import CurriculumSpec, build, main, run
 from zoo.spec import SpecError, parse
 
 SPLIT = {"backbone.layers.0.block.ffn": {"type": "dense", "hidden": 16}}
@@ -170,6 +171,60 @@ def test_command_checks_without_training(tmp_path, capsys, tiny_parts):
     config.write_text(json.dumps(wrong))
     assert main(["--config", str(config), "--dry-run"]) == 2
     assert "stages.text.fit.model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        ("model", {"lr": "fast"}, r"stages\.text\.fit\.model\.lr: expected float, got str"),
+        ("data", {"micro_batches": "four"}, r"stages\.text\.fit\.data\.micro_batches: expected int"),
+        ("model", {"spec": "unimoe-tny", "overrides": {}}, r"no entry 'unimoe-tny' \(did you mean 'unimoe-tiny'\?\)"),
+        ("trainer", {"max_steps": 3}, r"stages\.text\.fit\.trainer: unknown key 'max_steps'"),
+    ],
+)
+def test_wrong_values_are_named_before_training(tmp_path, capsys, tiny_parts, section, settings, message):
+    wrong, config = describe(tmp_path / "run", tiny_parts), tmp_path / "curriculum.yaml"
+    wrong["stages"][0]["fit"][section] = settings
+    config.write_text(json.dumps(wrong))
+    assert main(["--config", str(config)]) == 2
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "run").exists()
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path, tiny_parts):
+    """YAML 1.1 reads 1e-3 as a string."""
+    plain = describe(tmp_path, tiny_parts)
+    plain["stages"][0]["fit"]["model"]["lr"] = "1e-3"
+    spec = parse(CurriculumSpec, plain)
+    assert build(spec, spec.stages[0])[0].lr == 1e-3
+
+
+def test_other_settings_do_not_go_on_with_a_run(unbroken, tiny_parts):
+    changed = describe(unbroken, tiny_parts)
+    changed["stages"][0]["fit"]["model"]["lr"] = 0.5
+    with pytest.raises(FileExistsError, match=r"text: was begun with other settings \(model\.lr: 0\.01, now 0\.5\)"):
+        run(parse(CurriculumSpec, changed))
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "/tmp/x"])
+def test_a_stage_is_a_folder_in_the_output(tmp_path, tiny_parts, name):
+    with pytest.raises(SpecError, match=r"stages\[0\]\.name: got"):
+        parse(CurriculumSpec, {**describe(tmp_path, tiny_parts), "stages": [{"name": name, "steps": 1}]})
+
+
+def test_the_quickstart_keeps_what_is_not_a_runs(tmp_path, tiny_parts):
+    from training.quickstart import DONE, make_room
+
+    spec, other = parse(CurriculumSpec, describe(tmp_path, tiny_parts)), tmp_path / "thesis.txt"
+    other.write_text("mine")
+    with pytest.raises(FileExistsError, match="no run's"):
+        make_room(spec, overwrite=False)
+    (tmp_path / "text").mkdir()
+    make_room(spec, overwrite=False)  # a run that was stopped goes on
+    (tmp_path / DONE).write_text("{}")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        make_room(spec, overwrite=False)
+    make_room(spec, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt"]
 
 
 def test_shipped_curriculum_is_sound(capsys):
