@@ -48,9 +48,11 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
         raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
     _check_range(ids, text.embedding.num_embeddings)
     ids = ids.long().to(text.embedding.weight.device)
-    if attention_mask is None:
-        return Tokens(embedding=text.embed(ids), ids=ids)
     past = 0 if cache is None else cache.length
+    if attention_mask is None:
+        if not past:
+            return Tokens(embedding=text.embed(ids), ids=ids)
+        attention_mask = torch.ones_like(ids)  # the past may hold padding, which positions leave out
     if tuple(attention_mask.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
         raise ValueError(
             f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}"

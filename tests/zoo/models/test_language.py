@@ -61,10 +61,10 @@ def test_padding_on_either_side_changes_nothing(model: Unified, side: str) -> No
     torch.testing.assert_close(found[:, 2:] if left else found[:, :6], model(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("covers", ["past and new", "new", "nothing"])
 @torch.inference_mode()
-def test_padded_rows_with_a_cache(model: Unified, whole: bool) -> None:
-    """Rows of unequal length, padded on the left; the mask may cover the past or only what is new."""
+def test_padded_rows_with_a_cache(model: Unified, covers: str) -> None:
+    """Rows of unequal length, padded on the left; the mask may cover the past, only what is new, or be left out."""
     alone = model(IDS[1:, :4]).logits[:, -1]
     ids = torch.stack([IDS[0, :5], torch.cat([torch.tensor([258, 258]), IDS[1, :3]])])
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
@@ -72,7 +72,8 @@ def test_padded_rows_with_a_cache(model: Unified, whole: bool) -> None:
     model(ids, attention_mask=mask, cache=cache)
     new = torch.stack([IDS[0, 5:6], IDS[1, 3:4]])
     ones = torch.ones(2, 1, dtype=torch.int64)
-    out = model(new, attention_mask=torch.cat([mask, ones], dim=1) if whole else ones, cache=cache)
+    given = {"past and new": torch.cat([mask, ones], dim=1), "new": ones, "nothing": None}[covers]
+    out = model(new, attention_mask=given, cache=cache)
     torch.testing.assert_close(out.logits[1:, -1], alone, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.logits[0, -1], model(IDS[:1]).logits[0, -1], rtol=1e-5, atol=1e-5)
 
