@@ -160,6 +160,12 @@ def test_bias_updates(rule: BiasSpec, expected: list[float]) -> None:
     assert not bool(rule.delta(torch.zeros(4).long(), pool).any())
 
 
+def test_the_rate_of_the_bias_may_grow_from_zero() -> None:
+    rule, counts = BiasSpec(weight=0.0, final=0.2, anneal=4), torch.tensor([3, 1])
+    moved = [rule.delta(counts, Pool(routed=2), step).tolist() for step in (0, 2, 4)]
+    torch.testing.assert_close(torch.tensor(moved), torch.tensor([[0.0, 0.0], [-0.1, 0.1], [-0.2, 0.2]]))
+
+
 def test_a_compute_budget_sets_the_share_of_the_routed_experts() -> None:
     pool = Pool(routed=2, null=NullSpec(zero=1, copy=1))
     torch.testing.assert_close(BiasSpec(routed_share=0.8).targets(pool), torch.tensor([0.4, 0.4, 0.1, 0.1]))

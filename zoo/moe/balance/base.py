@@ -117,6 +117,6 @@ class BalanceSpec:
         """The unweighted loss as a sum over real tokens; None where the rule is no loss."""
         return None
 
-    def delta(self, counts: Tensor, pool: Pool) -> Tensor | None:
-        """The change of the bias [E] for the counts [E] of a whole optimiser step; None where the rule is a loss."""
+    def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor | None:
+        """The change of the bias [E] at an optimiser step with these counts [E]; None where the rule is a loss."""
         return None

@@ -47,11 +47,11 @@ class BiasSpec(BalanceSpec):
             target[pool.routed :] = (1 - share) / pool.null.count
         return target
 
-    def delta(self, counts: Tensor, pool: Pool) -> Tensor:
+    def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor:
         """[E], zero where nothing was counted."""
         total = counts.sum()
         error = self.targets(pool).to(counts.device) - counts / total.clamp(min=1)
         change = error.sign() if self.step == "sign" else error
         if self.target == "routed":
             change[pool.routed :] = 0
-        return torch.where(total > 0, self.weight * change, 0).float()
+        return torch.where(total > 0, self.weight_at(step) * change, 0).float()

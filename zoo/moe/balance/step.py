@@ -62,10 +62,10 @@ class BalanceStep:
         """Once per optimiser step: selection biases follow the counts; counting starts anew."""
         for layer, counts in zip(self.layers, self.counts, strict=True):
             for rule in layer.spec.balance:
-                delta = rule.delta(counts.slots, layer.pool)
+                delta = rule.delta(counts.slots, layer.pool, step)
                 bias = layer.router.bias
                 if delta is not None and bias is not None:
-                    bias += delta.to(bias.device) * (rule.weight_at(step) / rule.weight if rule.weight else 0)
+                    bias += delta.to(bias.device)
         self.packed = [torch.zeros_like(flat) for flat in self.packed]
 
 
