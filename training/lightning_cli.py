@@ -18,6 +18,9 @@ from training.checkpoint_io import AtomicCheckpointIO
 from training.data import MixtureData
 from training.module import UnifiedModule
 from training.run import quiet
+from zoo.hub.entries import EntryError
+from zoo.hub.tensors import WeightsError
+from zoo.spec import SpecError
 
 ALLOWED = ("training", "zoo", "modalities", "lightning", "torch")
 CLASSES = ("accelerator", "strategy", "plugins", "callbacks", "logger", "profiler")  # a string may name a class here
@@ -102,6 +105,9 @@ def run(argv: Sequence[str] | None) -> CLI:
 
 
 def main(argv: Sequence[str] | None) -> None:
-    """As `run`, for the command line."""
-    with quiet():
-        run(argv)
+    """As `run`, for the command line: a wrong description ends with one line."""
+    try:
+        with quiet():
+            run(argv)
+    except (EntryError, SpecError, WeightsError) as error:
+        raise SystemExit(f"error: {error}") from error

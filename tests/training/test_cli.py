@@ -125,6 +125,13 @@ def test_short_forms_are_refused_too(config: Path, key: str, value: Any) -> None
         main(["fit", "--config", str(config)])
 
 
+def test_wrong_descriptions_end_with_one_line(config: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: no entry 'unimoe-tny' \(did you mean 'unimoe-tiny'\?\)"):
+        main(["fit", "--config", str(config), "--model.spec", "unimoe-tny"])
+    with pytest.raises(SystemExit, match=r"^error: backbone: unknown key 'dimm' \(did you mean 'dim'\?\)"):
+        main(["fit", "--config", str(config), "--model.overrides", "{backbone.dimm: 24}"])
+
+
 def test_no_checkpoint_to_validate(config: Path) -> None:
     with pytest.raises(SystemExit, match=r"no last\.ckpt there; train first"):
         main(["validate", "--config", str(config)])
