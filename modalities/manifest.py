@@ -62,11 +62,15 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ValueError(f"{path}: a manifest ends in .jsonl or .csv, got {suffix or 'no suffix'!r}")
+    yield from readers[suffix](path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, its byte-order mark left out. Raises ValueError naming the file and the byte that is none."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the manifest to UTF-8") from error
-    yield from readers[suffix](path, text)
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:

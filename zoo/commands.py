@@ -7,11 +7,12 @@ import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from zoo.registry import nearest
 
 if TYPE_CHECKING:
+    from modalities.speech.spec import SpeechSpec
     from zoo.trace import Trace
 
 
@@ -92,9 +93,9 @@ def run_transcribe(a: Namespace) -> None:
     from zoo.hub.weights import load
 
     model = load(a.ref)
-    rate: int = model.spec.modalities[model.find("speech")].rate  # type: ignore[attr-defined]
+    speech = cast("SpeechSpec", model.spec.modalities[model.find("speech")])
     for path in a.audio:
-        text = model.transcribe(read_audio(path, rate), rate)
+        text = model.transcribe(read_audio(path, speech.rate, speech.seconds), speech.rate)
         print(text if len(a.audio) == 1 else f"{path}: {text}")
 
 

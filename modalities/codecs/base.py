@@ -10,6 +10,10 @@ from torch import Tensor
 from modalities.precise import Precise
 
 
+class NotFittedError(ValueError, RuntimeError):
+    """A codec was used before its codebooks were fitted or loaded."""
+
+
 class Codec(Precise):
     """Sound to discrete frames and back. Never trained with the model: its weights are fitted or loaded, then frozen.
 
@@ -41,7 +45,7 @@ class Codec(Precise):
     def encode(self, audio: Tensor) -> Tensor:
         """Waveform [n] or [B, n], float in -1..1 at `rate`, to codes [C, F] or [B, C, F] int64.
 
-        Raises ValueError on empty or non-finite audio, RuntimeError before `fit`.
+        Raises ValueError on empty or non-finite audio, NotFittedError before `fit`.
         """
         self._require_fitted()
         if audio.ndim not in (1, 2) or audio.shape[-1] == 0:
@@ -56,7 +60,7 @@ class Codec(Precise):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [C, F] or [B, C, F] to a waveform [n] or [B, n] float32 at `rate`, n about F * hop.
 
-        Raises ValueError on a wrong number of codebooks or a code outside 0 .. size - 1, RuntimeError before `fit`.
+        Raises ValueError on a wrong number of codebooks or a code outside 0 .. size - 1, NotFittedError before `fit`.
         """
         self._require_fitted()
         if codes.ndim not in (2, 3) or codes.shape[-2] != self.codebooks or codes.shape[-1] == 0:
@@ -71,7 +75,7 @@ class Codec(Precise):
 
     def _require_fitted(self) -> None:
         if not bool(self.fitted):
-            raise RuntimeError(
+            raise NotFittedError(
                 "this codec has no codebooks yet: call fit(audios) on training recordings, or load weights"
             )
 

@@ -23,7 +23,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         half = TIME_WIDTH // 2  # no buffer: a model cast to bfloat16 would round these rates, and angles reach 1000
         angle = 1000 * t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 def class_labels(values: Sequence[int] | Sequence[str] | Tensor, classes: int) -> Tensor:

@@ -81,6 +81,8 @@ class Speech(Modality):
         name = raw.get("source", "audio")
         if audio.ndim != 1 or audio.size == 0:
             raise ValueError(f"{name}: got samples of shape {list(audio.shape)}, expected [n] mono, not empty")
+        if found < 1:
+            raise ValueError(f"{name}: got a rate of {found}, expected samples per second")
         if not np.isfinite(audio).all():
             raise ValueError(f"{name}: holds NaN or infinite samples; export the recording again")
         if len(audio) > self.spec.seconds * found:

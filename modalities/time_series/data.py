@@ -119,8 +119,11 @@ class SeriesFilesSpec(DataSpec):
         """All series, cut for the split. Errors name the file, the row and the column."""
         out = []
         for name, values in read_series(Path(self.path), self.column):
-            checked = as_series(values, 4, name=f"{self.path}, series {name!r}").numpy()
+            where = f"{self.path}, series {name!r}"
+            checked = as_series(values, 4, name=where).numpy()
             borders = _borders(len(checked), self.test)
+            if np.ptp(checked[: borders[0]]) == 0:
+                raise ValueError(f"{where}: is constant in its training part ({checked[0]:g}); leave it out")
             out.append(channel(checked, borders, split, name=name, unit="", step=self.step, period=self.period))
         return out
 

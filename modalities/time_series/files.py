@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modalities.manifest import read_rows
+from modalities.manifest import read_rows, read_text
 
 Named = tuple[str, list[float]]
 
@@ -32,8 +33,7 @@ def read_series(path: Path, column: str = "series") -> list[Named]:
 
 
 def _header(file: Path) -> list[str]:
-    with file.open(newline="", encoding="utf-8") as handle:
-        return next(csv.reader(handle), [])
+    return next(csv.reader(io.StringIO(read_text(file), newline="")), [])
 
 
 def _listed(file: Path, number: int, row: dict[str, Any], column: str) -> Named:
@@ -46,8 +46,7 @@ def _listed(file: Path, number: int, row: dict[str, Any], column: str) -> Named:
 
 
 def _wide(file: Path) -> Iterator[Named]:
-    with file.open(newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
     if not rows:
         raise ValueError(f"{file}: no rows, expected a header and numbers below it")
     columns = [c for c in rows[0] if c is not None and _is_number(next((r[c] for r in rows if r[c]), None))]

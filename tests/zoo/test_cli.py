@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import zoo
@@ -127,6 +128,12 @@ def test_sound_and_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "this model draws images for labels" in refused(
         capsys, "draw", folder, "--prompt", "a cat", "--out", tmp_path / "cat.png"
     )
+    soundfile.write(long := tmp_path / "long.wav", np.tile(noise, 5), 8000)
+    assert "long.wav: lasts 5.00 s, expected at most 4 s" in refused(capsys, "transcribe", folder, long)
+    unfitted = zoo.save(zoo.create("unimoe-tiny", **small), tmp_path / "unfitted")
+    wanted = tmp_path / "two.wav"
+    assert "no codebooks yet" in refused(capsys, "speak", unfitted, "--text", "two", "--out", wanted)
+    assert not wanted.exists()
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     assert "broken.wav: not a readable audio file" in refused(capsys, "transcribe", folder, tmp_path / "broken.wav")
 

@@ -61,6 +61,8 @@ class BackboneSpec:
             raise ValueError(f"dim: got {self.dim}, expected 1 or more")
         if not self.layers:
             raise ValueError("layers: got none, expected at least one")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps: got {self.norm_eps}, expected more than 0")
         sizes = {}
         for i, layers in enumerate(self.layers):
             try:

@@ -50,6 +50,8 @@ class Verbs(Writing):
         """What uint8 images show: one [H, W, C] or [H, W], or several (a list, or [B, H, W, C]) of any sizes."""
         several = isinstance(images, (list, tuple)) or np.ndim(images) == 4
         rows = list(images) if several else [images]
+        if not rows:
+            raise ValueError("images: got none, expected at least one")
         with self._answering("vision") as (vision, step):
             module = cast("Vision", vision)
             device = module.query.device

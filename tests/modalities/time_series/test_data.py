@@ -98,3 +98,16 @@ def test_impossible_splits_are_refused() -> None:
         SeriesFilesSpec(path="x", test=0.9)
     with pytest.raises(ValueError, match="period: got 0"):
         SeriesFilesSpec(path="x", period=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\n" + b"1\n" * 40, r"s\.csv, series 'a': is constant in its training part \(1\); leave it out"),
+        (b"\xff\xfea\n1\n", r"s\.csv: not UTF-8 at byte 0"),
+    ],
+)
+def test_files_that_teach_nothing_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        SeriesFilesSpec(path=str(tmp_path / "s.csv")).build("train")

@@ -115,6 +115,10 @@ def test_sound_in_and_out(full: Unified) -> None:
     assert piece.audio.shape[0] / piece.rate == pytest.approx(2.0, abs=1.0)
     with pytest.raises(ValueError, match=r"seconds: got 0.0, expected at least"):
         full.compose(seconds=0.0)
+    with pytest.raises(ValueError, match=r"audio: got a rate of 0, expected samples per second"):
+        full.transcribe(NOISE, 0)
+    with pytest.raises(ValueError, match=r"images: got none"):
+        full.classify([])
     with pytest.raises(ValueError, match=r"speaker: got 'bob'"):
         full.speak("one", speaker="bob")
 
