@@ -51,7 +51,7 @@ class CodecMusic(Music):
 
     def example(self, raw: Raw) -> dict[str, Tensor]:
         """{"audio": float [n], "rate": int, "text": optional str} to `rows` [R, C] and `caption` [n] (bos first)."""
-        codes = self.codec.encode(self._wave(raw))
+        codes = self.codec.encode(self._wave(raw)).cpu()
         return {"rows": self.frames.delayed(codes), "caption": self._ids(raw.get("text") or "")}
 
     def _wave(self, raw: Raw) -> Tensor:

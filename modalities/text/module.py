@@ -102,7 +102,6 @@ class Text(Modality):
         ids, mask = flipped.flip(1), mask.flip(1)
         return {"ids": ids, "mask": mask, "position": (mask.cumsum(1) - 1).clamp(min=0).unsqueeze(-1)}
 
-    @torch.no_grad()
     def stream(
         self,
         step: Step,
@@ -115,28 +114,47 @@ class Text(Modality):
         generator: torch.Generator | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[Tensor]:
-        """Yields the next id of every row, int64 [B] on the CPU, as soon as it is drawn.
+        """As `extend`, after one text or several."""
+        given = self.prompt([prompt] if isinstance(prompt, str) else list(prompt))
+        return self.extend(
+            step, given, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            generator=generator, stop=stop,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def extend(
+        self,
+        step: Step,
+        given: Batch,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Tensor]:
+        """Yields the next id of every row, int64 [B] on the CPU, as soon as it is drawn; `given` is as `prompt` makes
+        it (rows without padding need no mask).
 
         A row that has drawn eos or one of the `stop` texts yields pad from then on; the stream ends with its last
         row. `step` must be fresh: it keeps what it has seen. Temperature 0 takes the most likely id and needs no
         generator; anything else draws from `generator`.
         Raises ValueError on impossible settings.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-        given, device = self.prompt(texts), self.embedding.weight.device
-        position = given["position"][:, -1:]
+        device, position = self.embedding.weight.device, given["position"][:, -1:]
         banned = {self.tokenizer.pad, self.tokenizer.bos} - {self.tokenizer.eos}
         tokens = self._tokens({k: v.to(device) for k, v in given.items()})
-        done = torch.zeros(len(texts), dtype=torch.bool)
-        history: list[list[int]] = [[] for _ in texts]
+        done = torch.zeros(len(position), dtype=torch.bool)
+        history: list[list[int]] = [[] for _ in position]
         for _ in range(max_new_tokens):
             last = self.logits(step(tokens).embedding[:, -1])
             new = draw(last, temperature, top_k, top_p, generator, sorted(banned))
             new = new.masked_fill(done, self.tokenizer.pad)
             yield new
-            for row, seen, token in zip(range(len(texts)), history, new.tolist(), strict=True):
+            for row, (seen, token) in enumerate(zip(history, new.tolist(), strict=True)):
                 seen.append(token)
                 done[row] |= token == self.tokenizer.eos or self._stopped(seen, stop)
             if bool(done.all()):
@@ -156,17 +174,11 @@ class Text(Modality):
         generator: torch.Generator | None = None,
         stop: Sequence[str] = (),
     ) -> Tensor:
-        """New ids [B, n], pad behind the end of a row; `texts` turns them into strings. Settings as in `stream`."""
+        """New ids [B, n], pad behind the end of a row; `texts` turns them into strings. Settings as in `extend`."""
         drawn = self.stream(
-            step,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-            stop=stop,
-        )
+            step, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            generator=generator, stop=stop,
+        )  # fmt: skip
         return torch.stack(list(drawn), dim=1)
 
     def texts(self, ids: Tensor, stop: Sequence[str] = ()) -> list[str]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from modalities.base import Step, Tokens
 from modalities.text.module import IGNORE, Text
-from modalities.text.sampling import draw
 from zoo.backbone.cache import Cache
 from zoo.models.answering import Answering, evaluating
 from zoo.moe.record import LayerRecord
@@ -44,10 +43,7 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
     Positions count real ids, so rows may be padded on either side.
     Raises ValueError on a wrong shape and on ids outside the vocabulary.
     """
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
-    _check_range(ids, text.embedding.num_embeddings)
-    ids = ids.long().to(text.embedding.weight.device)
+    ids = checked(text, ids)
     past = 0 if cache is None else cache.length
     if attention_mask is None:
         if not past:
@@ -65,6 +61,14 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
         assert seen is not None
         position = position + seen[:, :past].sum(1, keepdim=True)
     return Tokens(embedding=text.embed(ids), mask=mask, position=position.clamp(min=0).unsqueeze(-1), ids=ids)
+
+
+def checked(text: Text, ids: Tensor) -> Tensor:
+    """ids [B, S] as int64 on the model's device. Raises ValueError on a wrong shape and on ids that there are none."""
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
+    _check_range(ids, text.embedding.num_embeddings)
+    return ids.long().to(text.embedding.weight.device)
 
 
 def _check_range(ids: Tensor, size: int) -> None:
@@ -96,24 +100,14 @@ def continue_ids(
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """Yields the id [B] after unpadded rows of ids [B, S], then the one after it, until all rows have drawn eos."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-    if ids.ndim != 2 or not ids.shape[1]:
+    ids = checked(text, ids)
+    if not ids.shape[1]:
         raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] with a length of 1 or more")
-    device, end, pad = text.embedding.weight.device, text.tokenizer.eos, text.tokenizer.pad
-    banned = sorted({pad, text.tokenizer.bos} - {end})
-    done, seen = torch.zeros(len(ids), dtype=torch.bool), ids.shape[1]
-    tokens = as_tokens(text, ids.to(device), None, None)
-    for _ in range(max_new_tokens):
-        last = text.logits(step(tokens).embedding[:, -1])
-        new = draw(last, temperature, top_k, top_p, generator, banned).masked_fill(done, pad)
-        yield new
-        done |= new == end
-        if bool(done.all()):
-            return
-        column = new.view(-1, 1).to(device)
-        place = torch.full((*column.shape, 1), seen, device=device)
-        tokens, seen = Tokens(embedding=text.embed(column), position=place, ids=column), seen + 1
+    position = torch.arange(ids.shape[1], device=ids.device).view(1, -1, 1).expand(len(ids), -1, -1)
+    yield from text.extend(
+        step, {"ids": ids, "position": position}, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, generator=generator,
+    )  # fmt: skip
 
 
 def pieces(text: Text, ids: Iterator[Tensor]) -> Iterator[str]:
