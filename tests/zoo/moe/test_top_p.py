@@ -36,6 +36,15 @@ def test_the_hand_case_of_unimoe_audio(route: Any) -> None:
     assert not bool(routing.gate[0, ~chosen].any())
 
 
+def test_p_is_a_share_of_what_may_be_chosen(route: Any) -> None:
+    """Without its best expert the hand case has 0.338, 0.205, 0.168 ... to choose from."""
+    exclude = torch.zeros(1, 9, dtype=torch.bool)
+    exclude[0, 0] = True
+    assert route(TopPSpec(p=0.5), NINE, LOGITS, exclude=exclude).expert[0].tolist()[:3] == [1, 2, 9]
+    nothing = route(TopPSpec(p=0.5), NINE, LOGITS, exclude=torch.ones_like(exclude))
+    assert not bool(nothing.full.any()) and bool((nothing.gate == 0).all())
+
+
 def test_the_released_code_weighs_picks_equally(route: Any) -> None:
     routing = route(TopPSpec(p=0.7, combine="sparsemixer"), WEIGHED, with_shared(LOGITS))
     assert routing.expert[0][routing.full[0]].tolist() == [0, 1, 2]

@@ -94,7 +94,10 @@ class TopPRouter(LinearGate):
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
         raw = self.logits(x)
-        probs = torch.softmax(self.selection_logits(x, raw, ctx), dim=-1)
+        logits = self.selection_logits(x, raw, ctx)
+        if ctx.exclude is not None:  # p is a share of what may be chosen
+            logits = logits.masked_fill(ctx.exclude, -torch.inf)
+        probs = torch.softmax(logits, dim=-1)
         scores = self.eligible(probs, ctx)
         slots = self.slots if ctx.exclude is None else self.spec.max_k or self.pool.experts
         best, expert = scores.topk(slots, dim=-1)
