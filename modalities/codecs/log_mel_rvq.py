@@ -34,10 +34,12 @@ class LogMelRVQ(Codec):
     def fit(self, audios: Iterable[Tensor]) -> None:
         """k-means, codebook after codebook, on at most `vectors` frames of the waveforms [n]; deterministic by `seed`.
 
-        Raises ValueError where the recordings hold fewer frames than a codebook has entries.
+        Raises ValueError where the recordings hold fewer frames than a codebook has entries, or NaN.
         """
         vectors, held = [], 0
         for audio in audios:
+            if not bool(torch.isfinite(audio).all()):
+                raise ValueError(f"audios: recording {len(vectors)} holds NaN or infinite samples; clean it first")
             vectors.append(self._vectors(audio[None].to(self.entries.device))[0])
             held += len(vectors[-1])
             if held >= self.spec.vectors:

@@ -112,6 +112,8 @@ def test_bad_codes_are_refused(codec: Codec) -> None:
 def test_fit_needs_enough_and_use_needs_fit() -> None:
     with pytest.raises(RuntimeError, match="fit"):
         SPEC.build().encode(tone(440))
+    with pytest.raises(ValueError, match="recording 1 holds NaN"):
+        SPEC.build().fit([tone(440), tone(440) * torch.nan])
     with pytest.raises(ValueError, match="at least size = 16"):
         SPEC.build().fit([tone(440, 0.1)])
 
