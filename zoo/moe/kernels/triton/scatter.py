@@ -1,0 +1,138 @@
+"""Rows sorted by expert times their expert's matrix, times a gate, back in the order of the slots; then the sum over
+each token's slots. Two kernels, so that the sum has a fixed order and needs no atomics."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zoo.moe.kernels.triton.plan import Plan
+from zoo.moe.kernels.triton.settings import Tile
+from zoo.moe.kernels.triton.tile import GROUP, on, place, precision
+
+
+def scatter_sum(
+    rows: Tensor,
+    weight: Tensor,
+    gate: Tensor | None,
+    expert: Tensor,
+    plan: Plan,
+    height: int,
+    tile: Tile,
+    *,
+    transposed: bool,
+) -> Tensor:
+    """rows [N, I] sorted, weight [R, O, I] ([R, I, O] where transposed), gate [T, K] or None -> [T, O]."""
+    depth = rows.shape[1]
+    width = weight.shape[2] if transposed else weight.shape[1]
+    spread = rows.new_empty(len(rows), width)
+    column_tiles = triton.cdiv(width, tile.columns)
+    if len(rows):
+        with on(rows):
+            scatter_kernel[(len(plan.tiles) * column_tiles,)](
+                rows,
+                weight,
+                gate,
+                plan.order,
+                plan.tiles,
+                spread,
+                len(plan.tiles),
+                EXPERTS=weight.shape[0],
+                INNER=depth,
+                WIDTH=width,
+                COLUMN_STRIDE=1 if transposed else depth,
+                INNER_STRIDE=width if transposed else 1,
+                HEIGHT=height,
+                COLUMNS=tile.columns,
+                DEPTH=tile.depth,
+                COLUMN_TILES=column_tiles,
+                GROUP=GROUP,
+                PRECISION=precision(rows.dtype),
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
+    return _sum_slots(spread, expert, weight.shape[0])
+
+
+def _sum_slots(spread: Tensor, expert: Tensor, experts: int) -> Tensor:
+    """spread [T*K, O], expert [T, K] -> [T, O]; slots without an expert were never written and are never read."""
+    tokens, slots = expert.shape
+    width = spread.shape[1]
+    out = spread.new_empty(tokens, width)
+    block = min(1024, triton.next_power_of_2(width))
+    if not slots:
+        return out.zero_()
+    if tokens:
+        with on(spread):
+            sum_kernel[(tokens, triton.cdiv(width, block))](
+                spread, expert, out, EXPERTS=experts, SLOTS=slots, WIDTH=width, BLOCK=block, num_warps=4
+            )
+    return out
+
+
+@triton.jit(do_not_specialize=["tile_count"])
+def scatter_kernel(  # type: ignore[no-untyped-def]
+    rows,
+    weight,
+    gate,
+    order,
+    tiles,
+    spread,
+    tile_count,
+    EXPERTS: tl.constexpr,
+    INNER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMN_STRIDE: tl.constexpr,
+    INNER_STRIDE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMN_TILES: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of HEIGHT rows x COLUMNS outputs, stored where the rows' slots are."""
+    tile, column_tile = place(tl.program_id(0), tile_count, COLUMN_TILES, GROUP)
+    expert = tl.load(tiles + tile * 3)
+    if expert >= EXPERTS:
+        return
+    end = tl.load(tiles + tile * 3 + 2)
+    row = tl.load(tiles + tile * 3 + 1) + tl.arange(0, HEIGHT)
+    live = row < end
+    row = tl.minimum(row, end - 1)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    wide = (column < WIDTH) | (WIDTH % COLUMNS == 0)
+    depth = tl.arange(0, DEPTH)
+
+    row_at = rows + row.to(tl.int64)[:, None] * INNER + depth[None, :]
+    weight_at = weight + expert.to(tl.int64) * (INNER * WIDTH)
+    weight_at = weight_at + column[None, :] * COLUMN_STRIDE + depth[:, None] * INNER_STRIDE
+    total = tl.zeros((HEIGHT, COLUMNS), tl.float32)
+    for start in range(0, INNER, DEPTH):
+        deep = (start + depth < INNER) | (INNER % DEPTH == 0)
+        left = tl.load(row_at + start, mask=deep[None, :], other=0.0)
+        right = tl.load(weight_at + start * INNER_STRIDE, mask=deep[:, None] & wide[None, :], other=0.0)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+
+    slot = tl.load(order + row)
+    if gate is not None:
+        total *= tl.load(gate + slot).to(tl.float32)[:, None]
+    at = slot.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    tl.store(spread + at, total.to(spread.dtype.element_ty), mask=live[:, None] & wide[None, :])
+
+
+@triton.jit
+def sum_kernel(  # type: ignore[no-untyped-def]
+    spread, expert, out, EXPERTS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One token: its slots' rows are added in order, in float32."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    wide = column < WIDTH
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(SLOTS):
+        slot = token * SLOTS + k
+        full = tl.load(expert + slot) < EXPERTS
+        total += tl.load(spread + slot * WIDTH + column, mask=wide & full, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + column, total.to(out.dtype.element_ty), mask=wide)
