@@ -18,7 +18,7 @@ from modalities.base import Tokens
 from zoo.moe.layer import MoE
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
-from zoo.moe.stats import summarize
+from zoo.moe.stats import Stats
 from zoo.spec import parse
 
 SHAPES = {  # name: experts, k, D, F
@@ -36,6 +36,11 @@ def median_ms(call: Callable[[], object], rounds: int) -> float:
         call()
         times.append(time.thread_time() - start)
     return 1000 * statistics.median(times)
+
+
+def compute(stats: Stats) -> list[torch.Tensor]:
+    """All figures of a step, which are computed when they are asked for."""
+    return [stats.load, stats.entropy, stats.null_share, stats.dropped_share, stats.mean_k, stats.imbalance]
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def main() -> None:
         with torch.inference_mode():
             routing = layer(x, ctx).routing
             whole = median_ms(lambda layer=layer, x=x, ctx=ctx: layer(x, ctx), args.rounds)  # type: ignore[misc]
-            stats = median_ms(lambda r=routing, p=layer.pool: summarize(r, p), args.rounds)  # type: ignore[misc]
+            stats = median_ms(lambda r=routing, p=layer.pool: compute(Stats(r, p)), args.rounds)  # type: ignore[misc]
         print(f"{name:32} {whole:9.2f} {stats:9.3f} {stats / whole:7.1%}")
 
 

@@ -59,7 +59,7 @@ def test_parsing_fills_defaults_and_picks_classes_by_type() -> None:
     layer = adaln.ffn
     assert isinstance(layer, MoESpec)
     assert layer.router.p == 0.6 and layer.router.jitter == 0.01
-    assert layer.backend == "grouped" and spec.norm_eps == 1e-6
+    assert layer.backend == "fused" and spec.norm_eps == 1e-6
     assert layer.pool.experts == 5 and layer.pool.columns == 7
 
 

@@ -14,6 +14,7 @@ from zoo.laws.probe import record_of, take
 from zoo.moe.balance.step import BalanceStep
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
+from zoo.moe.routers.base import Router
 
 
 def _has(*scopes: str | None) -> Callable[[LayerCase], bool]:
@@ -135,3 +136,23 @@ def bias(case: LayerCase) -> None:
     require(not torch.equal(after[0], case.layer().router.bias), "bias: did not move")  # type: ignore[arg-type]
     for other in after[1:]:
         close(other, after[0], "bias", 1e-7)
+
+
+def _runs(case: LayerCase) -> bool:
+    return type(case.layer().router).update is not Router.update
+
+
+@law("running statistics move the same however the optimiser step was cut, and only when it ends", LayerCase, _runs)
+def running(case: LayerCase) -> None:
+    start, after = dict(case.layer().router.named_buffers()), []
+    for bounds in ([], [1], [2, 3]):
+        layer = case.layer()
+        step = BalanceStep([layer])
+        for piece in records(layer, case, bounds):
+            step.add([piece])
+        all_close(dict(layer.router.named_buffers()), start, "before the step ends: router", 0)
+        step.finish(0)
+        after.append({name: value.clone() for name, value in layer.router.named_buffers()})
+    require(any(not torch.equal(after[0][name], start[name]) for name in start), "running statistics: did not move")
+    for other in after[1:]:
+        all_close(other, after[0], "router", 1e-6)

@@ -1,31 +1,34 @@
-"""Backends: the grouped one computes what the readable one computes."""
+"""Backends: all compute what the readable one computes, activations kept or recomputed."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from zoo.laws.cases import DIM, LayerCase, context
+from zoo.laws.cases import DIM, LayerCase, context, flat
 from zoo.laws.law import all_close, close, law, require
 from zoo.laws.probe import run
+from zoo.moe.experts.base import Backend
 from zoo.moe.routing import Rows
 
 
-@law("reference and grouped agree to 1e-5 in float32, forward and gradients", LayerCase)
+@law("all backends agree to 1e-5 in float32, forward and gradients, with and without recomputation", LayerCase)
 def agree(case: LayerCase) -> None:
     tokens = case.tokens(dtype=torch.float32)
     mask = torch.ones(3, 5, dtype=torch.bool).index_fill(1, torch.tensor([2]), False)
     tokens = tokens.replace(mask=mask)
-    found = []
-    for backend in ("reference", "grouped"):
-        layer = case.layer(replace(case.spec, backend=backend), torch.float32)
-        found.append(run(layer, tokens))
-    reference, grouped = found
-    close(grouped.y, reference.y, "output", 1e-5)
-    all_close(grouped.gradients, reference.gradients, "gradient of", 1e-5)
-    close(grouped.gradient_x, reference.gradient_x, "gradient of the input", 1e-5)
+    reference = run(case.layer(replace(case.spec, backend="reference"), torch.float32), tokens)
+    for backend, recompute in product(get_args(Backend), (False, True)):
+        spec = replace(case.spec, backend=backend, recompute=recompute)
+        found = run(case.layer(spec, torch.float32), tokens)
+        name = f"{backend}, recompute {recompute}"
+        close(found.y, reference.y, f"{name}: output", 1e-5)
+        all_close(found.gradients, reference.gradients, f"{name}: gradient of", 1e-5)
+        close(found.gradient_x, reference.gradient_x, f"{name}: gradient of the input", 1e-5)
 
 
 def _about_experts(case: LayerCase) -> bool:
@@ -54,4 +57,19 @@ def gradcheck(case: LayerCase) -> None:
     passed = torch.autograd.gradcheck(
         compute, (x, *experts.parameters()), fast_mode=True, raise_exception=False, atol=1e-6
     )
+    require(passed, "gradcheck failed")
+
+
+@law("the whole layer's gradients pass gradcheck in float64 on the fused backend", LayerCase, _about_experts)
+def fused(case: LayerCase) -> None:
+    layer = case.layer(replace(case.spec, backend="fused", policy=()))
+    tokens = case.tokens(2, 3)
+    ctx = context(tokens)
+
+    def compute(x: Tensor, *_: Tensor) -> Tensor:
+        return layer(x, ctx).y
+
+    x = flat(tokens).detach().requires_grad_()
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    passed = torch.autograd.gradcheck(compute, (x, *parameters), fast_mode=True, raise_exception=False, atol=1e-6)
     require(passed, "gradcheck failed")

@@ -102,6 +102,7 @@ def make_tokens(rows: int, length: int, dim: int, seed: int, dtype: torch.dtype)
         modality=torch.zeros(rows, length, dtype=torch.int64),
         document=(index >= (length + 1) // 2).long(),
         ids=torch.randint(0, 50, (rows, length), generator=generator),
+        weight=0.5 + torch.rand(rows, length, generator=generator, dtype=torch.float64),
     )
 
 

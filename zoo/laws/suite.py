@@ -21,6 +21,7 @@ from zoo.laws import (
     noise,
     padding,
     recompute,
+    weights,
     world,
 )
 from zoo.laws.cases import Case, Refused
@@ -28,8 +29,8 @@ from zoo.laws.catalogue import gather
 from zoo.laws.law import Law, LawBroken
 
 FAMILIES = (
-    contract, padding, batch, causality, accumulation, world, balance, gradient, recompute, compile, backends, noise,
-    edges,
+    contract, padding, batch, causality, accumulation, world, balance, weights, gradient, recompute, compile, backends,
+    noise, edges,
 )  # fmt: skip
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in vars(family).values() if isinstance(law, Law))
 

@@ -8,16 +8,18 @@ Blocks that overlap work, or whose router, routed and shared experts read differ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.moe.experts.null import NullExperts
 from zoo.moe.experts.shared import SharedExperts
 from zoo.moe.kernels import reference
 from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.moe.spec import MoESpec
-from zoo.moe.stats import Stats, summarize
+from zoo.moe.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Handle:
     """Routed work under way: what `start` began and `finish` needs."""
 
     x: Tensor
+    sent: Tensor
     routing: Routing
     ctx: RoutingContext
     rows: Rows | None
@@ -64,14 +67,17 @@ class MoE(nn.Module):
         """x [T, D] or [B, S, D] with T = B * S as ctx says -> MoEOutput with y of x's shape."""
         flat = self._flat(x, ctx)
         finite = self._finite(flat)
-        clean = torch.where(finite[:, None], flat, 0)
-        ctx = ctx.replace(mask=ctx.mask & finite)
+        clean = flat
+        if finite is not None:
+            clean = torch.where(finite[:, None], flat, 0)
+            ctx = ctx.replace(mask=ctx.mask & finite)
         routing = self.route(clean, ctx)
         y = self.finish(self.start(clean, routing, ctx))
         if self.shared_experts is not None:
             y = y + self.shared(clean, routing)
-        y = torch.where(finite[:, None], y, torch.nan)
-        return MoEOutput(y.view_as(x), routing, summarize(routing, self.pool))
+        if finite is not None:
+            y = torch.where(finite[:, None], y, torch.nan)
+        return MoEOutput(y.view_as(x), routing, Stats(routing, self.pool))
 
     def route(self, x: Tensor, ctx: RoutingContext, exclude: Tensor | None = None) -> Routing:
         """x [T, D] -> the routing after policies. exclude [T, E] bool: experts a token may not choose."""
@@ -84,18 +90,31 @@ class MoE(nn.Module):
 
     def start(self, x: Tensor, routing: Routing, ctx: RoutingContext) -> Handle:
         """Begins the routed work on x [T, D]: rows are gathered to their experts."""
-        rows = self.dispatch.gather(x, routing) if self.spec.backend == "grouped" else None
-        return Handle(x, routing, ctx, rows)
+        sent = self.experts.before(x)
+        whole = self.spec.backend == "reference" or self._fuses(sent)
+        return Handle(x, sent, routing, ctx, None if whole else self.dispatch.gather(sent, routing))
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether one kernel does gather, experts and combine: nothing is left for the dispatch to do then."""
+        return self.spec.backend == "fused" and self.dispatch.local and self.experts.fuses(x)
 
     def finish(self, handle: Handle) -> Tensor:
         """[T, D] the sum of routed and null experts; zero rows for padding."""
-        if handle.rows is None:
-            y = reference.mixture(handle.x, handle.routing, self.experts, handle.ctx)
-        else:
-            out = self.experts(handle.rows, handle.ctx)
+        if handle.rows is not None:
+            out = self._compute(handle.rows, handle.ctx)
             y = self.dispatch.combine(self.experts.weigh(out, handle.rows.gate), handle.rows, len(handle.x))
+        elif self.spec.backend == "reference":
+            y = reference.mixture(handle.sent, handle.routing, self.experts, handle.ctx)
+        else:
+            y = self.experts.mixture(handle.sent, handle.routing, recompute=self.spec.recompute)
+        y = self.experts.after(y)
         null = self.null_experts(handle.x, handle.routing)
         return y if null is None else y + null.to(y.dtype)
+
+    def _compute(self, rows: Rows, ctx: RoutingContext) -> Tensor:
+        if self.spec.recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self.experts, rows, ctx, use_reentrant=False))
+        return cast(Tensor, self.experts(rows, ctx))
 
     def shared(self, x: Tensor, routing: Routing) -> Tensor:
         """[T, D] what the shared experts answer; zero rows for padding."""
@@ -115,8 +134,12 @@ class MoE(nn.Module):
             raise ValueError(f"x: on {x.device}, but ctx.mask is on {ctx.mask.device}")
         return x.reshape(rows * length, self.dim)
 
-    def _finite(self, x: Tensor) -> Tensor:
-        """[T] bool: 0 * x is 0 for finite values and NaN for others, and one sum tells."""
+    def _finite(self, x: Tensor) -> Tensor | None:
+        """[T] bool, or None where all are finite and asking costs nothing (a CPU, eager): one sum over x then tells.
+        0 * x is 0 for finite values and NaN for others."""
+        asked = not (x.is_cuda or torch.compiler.is_compiling())
+        if asked and bool(x.detach().sum().isfinite()):
+            return None
         finite = (x.detach() * 0).sum(-1) == 0
         if self.check and not bool(finite.all()):
             bad = (~finite).nonzero().flatten().tolist()

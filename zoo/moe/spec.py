@@ -31,7 +31,9 @@ class MoESpec(FeedForwardSpec):
     policy        edits of the routing before dispatch, in order
     balance       losses and bias updates that keep experts in use
     dispatch      how rows reach their experts
-    backend       grouped (sorted rows, grouped products) or reference (readable, slow)
+    backend       fused (one kernel for gather, experts and combine where there is one for the device, else as grouped),
+                  grouped (sorted rows, grouped products) or reference (readable, slow)
+    recompute     keep no expert activations for the backward pass, compute them again
     allow_future  permits parts whose result for a token depends on later tokens in a causal model
     """
 
@@ -43,7 +45,8 @@ class MoESpec(FeedForwardSpec):
     policy: tuple[PolicySpec, ...] = ()
     balance: tuple[BalanceSpec, ...] = ()
     dispatch: DispatchSpec = LocalSpec()
-    backend: Backend = "grouped"
+    backend: Backend = "fused"
+    recompute: bool = False
     allow_future: bool = False
 
     def __post_init__(self) -> None:

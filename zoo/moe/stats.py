@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,22 +12,43 @@ from zoo.moe.pool import Pool
 from zoo.moe.routing import Routing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stats:
-    """What a layer did to the real (unmasked) tokens of a batch. All are tensors, so nothing is read from a device.
+    """What a layer did to the real (unmasked) tokens of a batch, computed from its routing when it is first asked for.
 
-    load       [E] slots that chose each expert, before policies
-    tokens     []  real tokens
-    entropy    []  mean entropy of the softmax over the logits, in nats
-    kept       []  slots left after policies
-    null       []  slots that chose a null expert
+    All figures are tensors without gradient, so nothing is read from a device.
     """
 
-    load: Tensor
-    tokens: Tensor
-    entropy: Tensor
-    kept: Tensor
-    null: Tensor
+    routing: Routing
+    pool: Pool
+
+    @cached_property
+    def load(self) -> Tensor:
+        """[E] slots that chose each expert, before policies."""
+        return count_slots(self.routing.selected, self.pool.experts)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[] real tokens."""
+        return self.routing.mask.sum()
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """[] slots left after policies."""
+        return self.load.sum() if self.routing.chosen is None else self.routing.full.sum()
+
+    @cached_property
+    def null(self) -> Tensor:
+        """[] slots that chose a null expert."""
+        return self.load[self.pool.routed :].sum()
+
+    @cached_property
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """[] mean entropy of the softmax over the logits, in nats."""
+        logp = torch.log_softmax(self.routing.logits, dim=-1)
+        row = -(logp.exp() * logp).sum(-1)
+        return torch.where(self.routing.mask, row, 0).sum() / self.tokens.clamp(min=1)
 
     @property
     def mean_k(self) -> Tensor:
@@ -54,15 +76,3 @@ def count_slots(expert: Tensor, experts: int) -> Tensor:
     flat = expert.flatten()
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=flat.device)
     return counts.scatter_add(0, flat, torch.ones_like(flat))[:experts]
-
-
-@torch.no_grad()
-def summarize(routing: Routing, pool: Pool) -> Stats:
-    """The statistics of a routing; one count and one softmax over [T, E]."""
-    load = count_slots(routing.selected, pool.experts)
-    tokens = routing.mask.sum()
-    logp = torch.log_softmax(routing.logits, dim=-1)
-    row = -(logp.exp() * logp).sum(-1)
-    entropy = torch.where(routing.mask, row, 0).sum() / tokens.clamp(min=1)
-    kept = load.sum() if routing.chosen is None else routing.full.sum()
-    return Stats(load=load, tokens=tokens, entropy=entropy, kept=kept, null=load[pool.routed :].sum())

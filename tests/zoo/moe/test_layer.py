@@ -20,7 +20,8 @@ from zoo.moe.routers.top_k import TopKSpec
 from zoo.moe.routers.top_p import TopPSpec
 from zoo.moe.routing import Routing, RoutingContext
 from zoo.moe.spec import MoESpec
-from zoo.moe.stats import summarize
+from zoo.moe.stats import Stats
+from zoo.spec import parse
 
 Build = Callable[..., MoE]
 
@@ -160,7 +161,7 @@ def test_statistics_by_hand() -> None:
     chosen = torch.tensor([[0, 2], [0, 1], [0, 2], [3, 3]])
     mask = torch.tensor([True, True, True, False])
     routing = Routing(expert=expert, gate=torch.ones(4, 2), raw=raw, scores=raw, mask=mask, chosen=chosen)
-    stats = summarize(routing, Pool(routed=2, null=NullSpec(zero=1)))
+    stats = Stats(routing, Pool(routed=2, null=NullSpec(zero=1)))
     assert stats.load.tolist() == [3, 1, 2]
     assert (int(stats.tokens), int(stats.kept), int(stats.null)) == (3, 4, 2)
     assert float(stats.mean_k) == pytest.approx(2.0)
@@ -222,3 +223,31 @@ def test_a_layer_that_drops_declares_its_weakest_promise() -> None:
     declared = dropping.properties()
     assert (declared.scope, declared.causal, declared.fixed_k) == ("batch", False, False)
     assert replace(dropping, policy=()).properties().causal
+
+
+def test_maps_before_dispatch_and_after_combine():
+    """Latent experts: rows of width 4 travel, null experts see the layer's own input."""
+    plain = {
+        "routed": 3, "experts": {"type": "swiglu", "hidden": 5}, "null_experts": {"copy": 1},
+        "router": {"type": "top_k", "k": 2, "init_std": 0.5},
+    }  # fmt: skip
+    spec = parse(MoESpec, {"type": "moe", **plain})
+    torch.manual_seed(0)
+    narrow, wide = torch.randn(4, 8), torch.randn(8, 4)
+    for backend in ("reference", "grouped", "fused"):
+        layer = replace(spec, backend=backend).build(8)
+        torch.manual_seed(1)
+        layer.router.reset_parameters()
+        experts = spec.experts.build(4, 3, backend)
+        experts.before = lambda x: x @ narrow.T
+        experts.after = lambda y: y @ wide.T
+        layer.experts = experts
+        x = torch.randn(6, 8)
+        out = layer(x, RoutingContext(shape=(1, 6), mask=torch.ones(6, dtype=torch.bool)))
+        expected = torch.zeros(6, 8)
+        for t in range(6):
+            for e, gate in zip(out.routing.expert[t].tolist(), out.routing.gate[t], strict=True):
+                g, up = (experts.gate_up[e] @ narrow @ x[t]).chunk(2) if e < 3 else (None, None)
+                y = x[t] if e == 3 else wide @ experts.down[e] @ (torch.nn.functional.silu(g) * up)
+                expected[t] += gate * y
+        torch.testing.assert_close(out.y, expected)

@@ -12,7 +12,12 @@ from zoo.moe.routing import Routing, Rows
 
 
 class Dispatch(Protocol):
-    """Moves rows. Both calls may be asynchronous; what is returned is ready when it is used."""
+    """Moves rows. Both calls may be asynchronous; what is returned is ready when it is used.
+
+    local says that all experts are here, so that a kernel may do gather and combine itself.
+    """
+
+    local: bool
 
     def gather(self, x: Tensor, routing: Routing) -> Rows:
         """x [T, D] -> rows of the routed experts held here, sorted by expert; null and empty slots are left out."""

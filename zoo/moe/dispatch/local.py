@@ -23,6 +23,8 @@ class LocalSpec(DispatchSpec):
 class LocalDispatch:
     """See LocalSpec."""
 
+    local = True
+
     def __init__(self, pool: Pool) -> None:
         self.routed = pool.routed
 

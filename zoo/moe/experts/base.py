@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from zoo.moe.kernels import grouped, reference
-from zoo.moe.routing import RoutingContext, Rows
+from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost
 
-Backend = Literal["reference", "grouped"]
-LINEAR = {"reference": reference.linear, "grouped": grouped.linear}
+# fused: gather, products, activation, gate and combine in one kernel where the kind has one for the device, else
+# grouped: sorted rows and grouped products; reference: one expert after the other, readable and slow
+Backend = Literal["fused", "grouped", "reference"]
+LINEAR = {"reference": reference.linear, "grouped": grouped.linear, "fused": grouped.linear}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Experts(nn.Module):
     """`experts(rows, ctx) -> [N, width]`: all routed experts of a layer, weights stacked [R, ...].
 
     gating says where the slot's weight goes: on the output (default), on the input (the kind applies `rows.gate`
-    itself), or nowhere.
+    itself), or nowhere. `before` and `after` frame the dispatch; null experts see the layer's own input.
     """
 
     gating: ClassVar[Literal["output", "input", "none"]] = "output"
@@ -46,6 +48,23 @@ class Experts(nn.Module):
 
     def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
         """[N, width]; rows behind sum(counts) are zero."""
+        raise NotImplementedError
+
+    def before(self, x: Tensor) -> Tensor:
+        """What is dispatched for x [T, D]: x itself, or something narrower [T, width of a row] that travels."""
+        return x
+
+    def after(self, y: Tensor) -> Tensor:
+        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width."""
+        return y
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `mixture` can be used for inputs like x."""
+        return False
+
+    def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
+        """x [T, D] -> [T, width]: the gated sum over each token's routed slots, in one kernel. recompute keeps no
+        activations for the backward pass."""
         raise NotImplementedError
 
     def weigh(self, out: Tensor, gate: Tensor) -> Tensor:

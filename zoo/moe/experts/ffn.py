@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe.experts.base import Backend, Experts, ExpertSpec
-from zoo.moe.routing import RoutingContext, Rows
+from zoo.moe.kernels import cpu
+from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost, linear_cost
 
 
@@ -60,6 +62,12 @@ class SwiGLUExperts(Experts):
         gate, up = self.linear(rows.x, self.gate_up, rows.counts).chunk(2, dim=-1)
         return self.linear(F.silu(gate) * up, self.down, rows.counts)
 
+    def fuses(self, x: Tensor) -> bool:
+        return _on_cpu(x)
+
+    def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
+        return cpu.mixture(x, self.gate_up, self.down, routing.expert, routing.gate, cpu.SWIGLU, recompute=recompute)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GELUSpec(ExpertSpec):
@@ -72,12 +80,10 @@ class GELUSpec(ExpertSpec):
 
     hidden: int
     bias: bool = False
-    approximate: str = "none"
+    approximate: Literal["none", "tanh"] = "none"
 
     def __post_init__(self) -> None:
         _check_hidden(self.hidden)
-        if self.approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate: got {self.approximate!r}, expected 'none' or 'tanh'")
 
     def cost(self, dim: int) -> Cost:
         return linear_cost(dim, self.hidden, self.bias) + linear_cost(self.hidden, dim, self.bias)
@@ -107,6 +113,18 @@ class GELUExperts(Experts):
         hidden = _add_bias(self.linear(rows.x, self.up, rows.counts), self.up_bias, rows)
         hidden = F.gelu(hidden, approximate=self.approximate)
         return _add_bias(self.linear(hidden, self.down, rows.counts), self.down_bias, rows)
+
+    def fuses(self, x: Tensor) -> bool:
+        return self.up_bias is None and _on_cpu(x)
+
+    def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
+        activation = cpu.gelu(self.approximate)
+        return cpu.mixture(x, self.up, self.down, routing.expert, routing.gate, activation, recompute=recompute)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """The fused CPU kernel reads counts on the host, which a compiled graph may not."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _add_bias(out: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:

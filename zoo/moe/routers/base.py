@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,9 +65,15 @@ class Router(Precise):
         """Weights of a choice: raw [T, E + Ns], expert [T, K] (E = empty) -> gate [T, K], shared [T, Ns] or None."""
         raise NotImplementedError
 
-    def begin(self, tokens: Tokens, cache: Any) -> dict[str, Tensor]:
-        """Once per forward of the trunk, before the first layer: carry for all layers. Nothing by default."""
+    def begin(self, tokens: Tokens, cache: Any, layer: int) -> dict[str, Tensor]:
+        """Once per forward of the trunk, before its first block, for the MoE layer with this index: what all layers
+        find in their carry. Nothing by default. Carry and cache.routes are one namespace for all layers, so a router
+        that keeps its own value there puts `layer` into the key (and finds it again by `ctx.layer`)."""
         return {}
+
+    def update(self, totals: Mapping[str, Tensor]) -> None:
+        """Once per optimiser step, and only then: changes the running statistics. totals are the sums of
+        `Routing.update` over the micro-batches and ranks of the step, in float64. Nothing by default."""
 
 
 def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
@@ -123,8 +130,10 @@ class LinearGate(Router):
     def logits(self, x: Tensor) -> Tensor:
         """[T, D] -> raw logits [T, E + Ns], in float32 at least whatever autocast says."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(dtype), self.weight.to(dtype))
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.logits(x)
+        return F.linear(x.to(dtype), self.weight.to(dtype))
 
     def selection_logits(self, x: Tensor, raw: Tensor, ctx: RoutingContext) -> Tensor:
         """[T, E] the logits selection looks at: `raw`, or those of a jittered input in training."""
