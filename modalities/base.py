@@ -39,6 +39,7 @@ class Tokens:
     bidirectional  [B, S]      bool, whether the token's span is seen in both directions
     cond           [B, C]      conditioning of the whole row (time step, class) for adaptive norms
     ids            [B, S]      int64, token ids where there are any (-1 elsewhere)
+    weight         [B, S]      float, how much a token counts in the balance of experts; None for 1
     """
 
     embedding: Tensor
@@ -50,6 +51,7 @@ class Tokens:
     bidirectional: Tensor | None = None
     cond: Tensor | None = None
     ids: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -117,6 +119,7 @@ def cat_tokens(parts: Sequence[Tokens]) -> Tokens:
         bidirectional=column([p.bidirectional for p in parts], 0, torch.bool),
         cond=next((p.cond for p in parts if p.cond is not None), None),
         ids=column([p.ids for p in parts], -1, torch.int64),
+        weight=column([p.weight for p in parts], 1, torch.float32),
     )
 
 

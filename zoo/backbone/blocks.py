@@ -111,7 +111,9 @@ class Sequential(Block):
             return self.ffn(x), carry
         routing = ctx.router_context(self.layer, carry.values, self.noise)
         out = self.ffn(x, routing)
-        record = LayerRecord(out.routing, out.stats, routing.shape, routing.document, routing.modality)
+        record = LayerRecord(
+            out.routing, out.stats, routing.shape, routing.document, routing.modality, weight=routing.weight
+        )
         return out.y, carry.add(record)
 
 

@@ -174,8 +174,8 @@ class Backbone(nn.Module):
 
     def _begin(self, tokens: Tokens, cache: Cache | None) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        for layer in self.moe_layers():
-            values.update(layer.router.begin(tokens, cache))
+        for index, layer in enumerate(self.moe_layers()):
+            values.update(layer.router.begin(tokens, cache, index))
         return values
 
     def _context(self, tokens: Tokens, cache: Cache | None, step: Tensor | None, seed: int | None) -> BlockContext:

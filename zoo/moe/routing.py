@@ -29,6 +29,8 @@ class Routing:
     shared  [T, Ns] | None   weights of the shared experts where the router decides them (None = 1)
     chosen  [T, K] | None    `expert` before policies edited it (None = unedited); balance counts these
     carry   name -> tensor   what the router hands to the next layer's (recurrent state, logits)
+    update  name -> tensor   sums over the real tokens of this batch for the router's running statistics, with the same
+                             names and shapes in every batch; see Router.update
     """
 
     expert: Tensor
@@ -39,6 +41,7 @@ class Routing:
     shared: Tensor | None = None
     chosen: Tensor | None = None
     carry: Mapping[str, Tensor] = field(default_factory=dict)
+    update: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -139,6 +142,7 @@ class RoutingContext:
             document=flat(tokens.document),
             modality=flat(tokens.modality),
             ids=flat(tokens.ids),
+            weight=flat(tokens.weight),
             **more,
         )
 

@@ -3,11 +3,15 @@
 Convention: f_i is the share of filled slots before policies (sums to 1), P_i the mean probability over real tokens
 (sums to 1). A rule returns a *sum over tokens*; whoever optimises divides by the tokens of the whole optimiser step,
 so that neither micro-batches nor ranks of unequal size make it a mean of means.
+
+A token may weigh more or less than 1 (`Tokens.weight`): it then counts that often in f, in P and in the sum a rule
+returns. Only the divisor of whoever optimises stays the number of tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -22,18 +26,23 @@ Scope = Literal["sequence", "micro", "global", "global_exact"]
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What was counted of one layer: slots [E] and first choices [E] per expert, before policies, and tokens []."""
+    """What was counted of one layer: slots [E] and first choices [E] per expert, before policies, and tokens []; in
+    float64, each token as often as it weighs."""
 
     slots: Tensor
     first: Tensor
     tokens: Tensor
 
     @classmethod
-    def of(cls, routing: Routing) -> Counts:
-        """The counts of one routing."""
-        slots = count_slots(routing.selected, routing.experts)
-        first = count_slots(routing.selected[:, :1], routing.experts)
-        return cls(slots=slots, first=first, tokens=routing.mask.sum())
+    def of(cls, routing: Routing, weight: Tensor | None = None) -> Counts:
+        """The counts of one routing; weight [T] of its tokens, None for 1."""
+        chosen, experts = routing.selected, routing.experts
+        if weight is None:
+            slots, first = count_slots(chosen, experts).double(), count_slots(chosen[:, :1], experts).double()
+            return cls(slots=slots, first=first, tokens=routing.mask.sum().double())
+        weight = torch.where(routing.mask, weight.detach().double(), 0)
+        slots, first = _weighed(chosen, weight, experts), _weighed(chosen[:, :1], weight, experts)
+        return cls(slots=slots, first=first, tokens=weight.sum())
 
     @classmethod
     def unpack(cls, flat: Tensor) -> Counts:
@@ -50,30 +59,62 @@ class Counts:
 class BalanceContext:
     """What a rule may know besides the routing.
 
-    segment  [T] int64, the sequence each token belongs to (row and document), numbered 0..segments-1
-    segments number of sequences
+    shape    (B, S) of the batch
+    document [T] int64 where rows are packed
     counts   counts of the wider scope: of the optimiser step so far over all ranks, this micro-batch included
              (`global`), or of the whole step (`global_exact`); None where there is nothing wider
     pool     what the columns mean
+    device   of the routing
+    weight   [T] how much each token counts, None for 1
     """
 
-    segment: Tensor
-    segments: int
+    shape: tuple[int, int]
+    document: Tensor | None
     counts: Counts | None
     pool: Pool
+    device: torch.device
+    weight: Tensor | None = None
 
     @classmethod
     def of(
-        cls, routing: Routing, shape: tuple[int, int], document: Tensor | None, counts: Counts | None, pool: Pool
+        cls,
+        routing: Routing,
+        shape: tuple[int, int],
+        document: Tensor | None,
+        counts: Counts | None,
+        pool: Pool,
+        weight: Tensor | None = None,
     ) -> BalanceContext:
         """The context of one layer's routing of a [B, S] batch."""
-        rows, length = shape
-        row = torch.arange(rows, device=routing.mask.device).repeat_interleave(length)
-        if document is None:
-            return cls(segment=row, segments=rows, counts=counts, pool=pool)
-        pairs = torch.stack([row, document.reshape(-1)], dim=1)
+        device = routing.mask.device
+        return cls(shape=shape, document=document, counts=counts, pool=pool, device=device, weight=weight)
+
+    def weights(self, routing: Routing, dtype: torch.dtype) -> Tensor:
+        """[T] how much each token counts: 0 where it is masked."""
+        if self.weight is None:
+            return routing.mask.to(dtype)
+        return torch.where(routing.mask, self.weight.detach().to(dtype), 0)
+
+    @property
+    def segment(self) -> Tensor:
+        """[T] int64, the sequence each token belongs to (row and document), numbered 0..segments-1."""
+        return self._sequences[0]
+
+    @property
+    def segments(self) -> int:
+        """The number of sequences."""
+        return self._sequences[1]
+
+    @cached_property
+    def _sequences(self) -> tuple[Tensor, int]:
+        """Numbered only where a rule asks: counting documents reads from the device."""
+        rows, length = self.shape
+        row = torch.arange(rows, device=self.device).repeat_interleave(length)
+        if self.document is None:
+            return row, rows
+        pairs = torch.stack([row, self.document.reshape(-1)], dim=1)
         found, segment = pairs.unique(dim=0, return_inverse=True)
-        return cls(segment=segment, segments=len(found), counts=counts, pool=pool)
+        return segment, len(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +155,16 @@ class BalanceSpec:
         return None
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor | None:
-        """The unweighted loss as a sum over real tokens; None where the rule is no loss."""
+        """The loss, before its factor, as a sum over real tokens (each as often as it weighs); None where the rule is
+        no loss."""
         return None
 
     def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor | None:
         """The change of the bias [E] at an optimiser step with these counts [E]; None where the rule is a loss."""
         return None
+
+
+def _weighed(expert: Tensor, weight: Tensor, experts: int) -> Tensor:
+    """[E] the weights [T] of the tokens whose slots [T, K] hold each expert; empty slots are left out."""
+    spread = weight[:, None].expand(expert.shape).flatten()
+    return weight.new_zeros(experts + 1).index_add(0, expert.flatten(), spread)[:experts]

@@ -50,7 +50,8 @@ class BiasSpec(BalanceSpec):
     def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor:
         """[E], zero where nothing was counted."""
         total = counts.sum()
-        error = self.targets(pool).to(counts.device) - counts / total.clamp(min=1)
+        share = counts / total.clamp(min=torch.finfo(torch.float32).tiny)
+        error = self.targets(pool).to(counts.device) - share.float()
         change = error.sign() if self.step == "sign" else error
         if self.target == "routed":
             change[pool.routed :] = 0

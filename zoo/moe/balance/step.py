@@ -1,8 +1,9 @@
-"""Balance over one optimiser step: counts accumulated over micro-batches and ranks, losses as sums, bias updates."""
+"""Balance over one optimiser step: counts accumulated over micro-batches and ranks, losses as sums, and what changes
+once per step (selection biases, running statistics of routers)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,23 +22,42 @@ def _same(counts: Tensor) -> Tensor:
 class BalanceStep:
     """One optimiser step of all MoE layers: `add` each micro-batch, ask for its `losses`, then `finish`.
 
-    reduce sums a flat count vector over data-parallel ranks; it is called once per `add`, on every rank, in the same
-    order. With `global_exact` rules all micro-batches are added first (`exact` then holds for all losses).
+    reduce sums a flat vector (counts and the routers' sums) over data-parallel ranks; it is called once per `add`, on
+    every rank, in the same order. With `global_exact` rules all micro-batches are added first (`exact` then holds for all losses).
     """
 
     def __init__(self, layers: Sequence[MoE], reduce: Reduce = _same, *, exact: bool = False) -> None:
         self.layers, self.reduce, self.exact = list(layers), reduce, exact
         self.sizes = [2 * layer.pool.experts + 1 for layer in layers]
-        self.packed = [torch.zeros(size, dtype=torch.int64) for size in self.sizes]
+        self._clear()
 
+    def _clear(self) -> None:
+        self.packed = [torch.zeros(size, dtype=torch.float64) for size in self.sizes]
+        self.updates: list[dict[str, Tensor]] = [{} for _ in self.layers]
+        self.added = 0
+
+    @torch.no_grad()
     def add(self, records: Sequence[LayerRecord]) -> None:
-        """Adds the counts of a micro-batch, over all ranks."""
+        """Adds the counts and the routers' sums of a micro-batch, over all ranks.
+
+        Raises ValueError where a router gives other sums than in the micro-batch before."""
         if not self.layers:  # a dense model
             return
-        with torch.no_grad():
-            flat = torch.cat([Counts.of(record.routing).pack() for record in records])
-            pieces = self.reduce(flat).split(self.sizes)
-            self.packed = [c.to(p.device) + p for c, p in zip(self.packed, pieces, strict=True)]
+        updates = [dict(sorted(record.routing.update.items())) for record in records]
+        for layer, (old, new) in enumerate(zip(self.updates, updates, strict=True)):
+            if self.added and _shapes(old) != _shapes(new):
+                raise ValueError(f"update: layer {layer} gave {_shapes(new)}, before it gave {_shapes(old)}")
+        counts = [Counts.of(record.routing, record.weight).pack() for record in records]
+        vectors = [v for c, u in zip(counts, updates, strict=True) for v in (c, *u.values())]
+        flat = self.reduce(torch.cat([v.detach().double().flatten() for v in vectors]))
+        pieces = iter(flat.split([v.numel() for v in vectors]))
+        for layer, update in enumerate(updates):
+            counted = next(pieces)
+            self.packed[layer] = self.packed[layer].to(counted.device) + counted
+            for name, value in update.items():
+                total = next(pieces).view(value.shape)
+                self.updates[layer][name] = total + self.updates[layer][name] if self.added else total
+        self.added += 1
 
     @property
     def counts(self) -> list[Counts]:
@@ -48,7 +68,7 @@ class BalanceStep:
         """Weighted losses of a micro-batch, "type" -> scalar: sums over its tokens, mean over layers."""
         total: dict[str, Tensor] = {}
         for layer, record, counts in zip(self.layers, records, self.counts, strict=True):
-            ctx = BalanceContext.of(record.routing, record.shape, record.document, counts, layer.pool)
+            ctx = BalanceContext.of(record.routing, record.shape, record.document, counts, layer.pool, record.weight)
             for rule in layer.spec.balance:
                 value = rule.loss(record.routing, ctx)
                 if value is not None:
@@ -59,14 +79,21 @@ class BalanceStep:
 
     @torch.no_grad()
     def finish(self, step: int) -> None:
-        """Once per optimiser step: selection biases follow the counts; counting starts anew."""
-        for layer, counts in zip(self.layers, self.counts, strict=True):
+        """Once per optimiser step: selection biases follow the counts, routers take up their sums; counting starts
+        anew."""
+        for layer, counts, totals in zip(self.layers, self.counts, self.updates, strict=True):
+            if totals:
+                layer.router.update(totals)
             for rule in layer.spec.balance:
                 delta = rule.delta(counts.slots, layer.pool, step)
                 bias = layer.router.bias
                 if delta is not None and bias is not None:
                     bias += delta.to(bias.device)
-        self.packed = [torch.zeros_like(flat) for flat in self.packed]
+        self._clear()
+
+
+def _shapes(values: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in values.items()}
 
 
 def needs_exact_counts(layers: Sequence[MoE]) -> bool:

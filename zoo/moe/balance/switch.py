@@ -16,7 +16,8 @@ from zoo.moe.routing import Routing
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchSpec(BalanceSpec):
-    """factor * E * sum_i eta_i f_i P_i; 1 at even load.
+    """factor * E * sum_i eta_i f_i P_i; 1 at even load. f and P count a token as often as its weight says, and where a
+    mean is over tokens it divides by the sum of their weights.
 
     scope        where f and P are taken: sequence, micro (this micro-batch), global (f over the ranks and, as far as it
                  has come, over the optimiser step), global_exact (f counted over the whole step first)
@@ -54,23 +55,27 @@ class SwitchSpec(BalanceSpec):
         return self.scope if self.scope in ("global", "global_exact") else None
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
-        probs = self._probabilities(routing) * routing.mask[:, None]
-        hits = self._hits(routing).to(probs.dtype)
-        if self.scope == "sequence":
-            segment, count = ctx.segment, ctx.segments
-        else:
-            segment, count = torch.zeros_like(ctx.segment), 1
-        mass = _segment_sum(probs, segment, count)  # [G, E], sum over the tokens of a segment
-        load = _segment_sum(hits, segment, count)
-        tokens = _segment_sum(routing.mask[:, None].to(probs.dtype), segment, count)
+        probs = self._probabilities(routing)
+        weights = ctx.weights(routing, probs.dtype)[:, None]
+        probs, hits = torch.where(routing.mask[:, None], probs, 0) * weights, self._hits(routing) * weights
+        mass = self._sum(probs, ctx)  # [G, E], sum over the tokens of a segment
+        load = self._sum(hits, ctx)
+        tokens = self._sum(weights, ctx)
         if ctx.counts is not None and self.wider_scope():
             wider = ctx.counts.first if self.count == "first" else ctx.counts.slots
             load, tokens = wider.to(probs.dtype)[None], ctx.counts.tokens.to(probs.dtype)
-        share = load / (tokens if self.count == "tokens" else load.sum(-1, keepdim=True)).clamp(min=1)
-        weight = probs.new_ones(probs.shape[1])
-        weight[ctx.pool.routed :] = self.null_weight
-        terms = self._group(share) * self._group(mass * weight)
+        total = tokens if self.count == "tokens" else load.sum(-1, keepdim=True)
+        share = load / total.clamp(min=torch.finfo(probs.dtype).tiny)
+        eta = probs.new_ones(probs.shape[1])
+        eta[ctx.pool.routed :] = self.null_weight
+        terms = self._group(share) * self._group(mass * eta)
         return self.factor * terms.shape[-1] * terms.sum()
+
+    def _sum(self, values: Tensor, ctx: BalanceContext) -> Tensor:
+        """[T, X] -> [G, X]: sums over the tokens of each sequence, or of all (G = 1)."""
+        if self.scope != "sequence":
+            return values.sum(0, keepdim=True)
+        return values.new_zeros(ctx.segments, values.shape[1]).index_add(0, ctx.segment, values)
 
     def _group(self, values: Tensor) -> Tensor:
         return values.unflatten(-1, (self.groups, -1)).sum(-1) if self.groups > 1 else values
@@ -89,8 +94,3 @@ class SwitchSpec(BalanceSpec):
         if self.probability == "selected":
             score = score * (self._hits(routing) > 0)
         return score / score.sum(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).tiny)
-
-
-def _segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
-    """[T, X] -> [count, X]: sums over the tokens of each segment."""
-    return values.new_zeros(count, values.shape[1]).index_add(0, segment, values)

@@ -19,4 +19,4 @@ class ZLossSpec(BalanceSpec):
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
         squared = torch.logsumexp(routing.logits, dim=-1).square()
-        return torch.where(routing.mask, squared, 0).sum()
+        return (torch.where(routing.mask, squared, 0) * ctx.weights(routing, squared.dtype)).sum()
