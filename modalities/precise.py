@@ -13,9 +13,15 @@ class Precise(nn.Module):
     routers, transforms and quantisers are wrong in bfloat16."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
-
-        super()._apply(keep, recurse)
+        super()._apply(never_narrower(fn), recurse)
         return self
+
+
+def never_narrower(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a model does to its tensors (`.to`, `.half` ...), without narrowing their number format."""
+
+    def keep(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
+
+    return keep

@@ -13,6 +13,7 @@ import torch
 
 from modalities.base import Raw, Score
 from training.seeds import generator
+from zoo.models.answering import evaluating
 from zoo.models.unified import Unified
 from zoo.plots import routing_heatmap, save_figure
 from zoo.trace import trace
@@ -33,9 +34,7 @@ def evaluate(
     The figures are those of `modalities.<type>.evaluate`; every draw is seeded. `limits` bounds the held-out examples
     of a modality (windows of text and series), spread evenly over all there are.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for name, (train, test) in splits.items():
             modality = model.modality(name)
             package = type(modality).__module__.rsplit(".", 1)[0]
@@ -51,23 +50,20 @@ def evaluate(
                     limit=(limits or {}).get(name),
                 )
             yield from ((name, score) for score in scores)
-    finally:
-        model.train(training)
 
 
 def routing_maps(model: Unified, splits: Splits, out: Path, *, seed: int = 0, examples: int = 16) -> list[Path]:
     """A heat map (layer x expert) per modality of a held-out batch: `routing_<modality>.png`, numbers beside as CSV."""
     null = model.moe_layers()[0].pool.null.count
-    training, paths = model.training, []
-    model.eval()
-    for name, (_, test) in splits.items():
-        modality, draw = model.modality(name), generator(seed, "routing", name)
-        raws = [test[i] for i in range(min(examples, len(test)))]
-        batch = modality.prepare(modality.collate([modality.example(r) for r in raws], draw), draw)
-        with torch.inference_mode(), trace(model) as record:
-            model(name, model.batch_to(batch))
-        paths.append(save_figure(routing_heatmap(record.load(), null), out / f"routing_{name}.png"))
-    model.train(training)
+    paths = []
+    with evaluating(model):
+        for name, (_, test) in splits.items():
+            modality, draw = model.modality(name), generator(seed, "routing", name)
+            raws = [test[i] for i in range(min(examples, len(test)))]
+            batch = modality.prepare(modality.collate([modality.example(r) for r in raws], draw), draw)
+            with torch.inference_mode(), trace(model) as record:
+                model(name, model.batch_to(batch))
+            paths.append(save_figure(routing_heatmap(record.load(), null), out / f"routing_{name}.png"))
     return paths
 
 

@@ -93,6 +93,7 @@ TABLE: dict[str, dict[str, str]] = {
         "jsb": "modalities.music.data:ChoralesSpec",
         "tunes": "modalities.music.data:TunesSpec",
         "note_files": "modalities.music.data:NoteFilesSpec",
+        "music_files": "modalities.music.data:MusicFilesSpec",
         "ett_h1": "modalities.time_series.data:ETTh1Spec",
         "el_nino": "modalities.time_series.data:ElNinoSpec",
         "series_files": "modalities.time_series.data:SeriesFilesSpec",

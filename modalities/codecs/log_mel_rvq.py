@@ -36,7 +36,8 @@ class LogMelRVQ(Codec):
 
         Raises ValueError where the recordings hold fewer frames than a codebook has entries, or NaN.
         """
-        vectors, held = [], 0
+        vectors: list[Tensor] = []
+        held = 0
         for audio in audios:
             if not bool(torch.isfinite(audio).all()):
                 raise ValueError(f"audios: recording {len(vectors)} holds NaN or infinite samples; clean it first")

@@ -28,6 +28,18 @@ class CodecSpec:
         return 0
 
 
+def check_mel(rate: int, hop: int, window: int, mels: int) -> None:
+    """Raises ValueError("key: ...") where log-mel frames cannot be made so."""
+    if rate < 1000:
+        raise ValueError(f"rate: got {rate}, expected samples per second, at least 1000")
+    if hop < 1:
+        raise ValueError(f"hop: got {hop}, expected at least 1")
+    if window < 2 * hop:
+        raise ValueError(f"window: got {window}, expected at least 2 * hop = {2 * hop}")
+    if not 2 <= mels <= window // 4:
+        raise ValueError(f"mels: got {mels}, expected 2..{window // 4} (a quarter of the window)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogMelRVQSpec(CodecSpec):
     """Log-mel frames, residual vector quantisation fitted by k-means, Griffin-Lim back to sound. Needs no download.
@@ -58,17 +70,12 @@ class LogMelRVQSpec(CodecSpec):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hop", "group", "codebooks", "iterations", "griffin"):
+        for name in ("group", "codebooks", "iterations", "griffin"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.size < 2:
             raise ValueError(f"size: got {self.size}, expected at least 2")
-        if self.rate < 1000:
-            raise ValueError(f"rate: got {self.rate}, expected samples per second, at least 1000")
-        if self.window < 2 * self.hop:
-            raise ValueError(f"window: got {self.window}, expected at least 2 * hop = {2 * self.hop}")
-        if not 2 <= self.mels <= self.window // 4:
-            raise ValueError(f"mels: got {self.mels}, expected 2..{self.window // 4} (a quarter of the window)")
+        check_mel(self.rate, self.hop, self.window, self.mels)
         if self.vectors < self.size:
             raise ValueError(f"vectors: got {self.vectors}, expected at least size = {self.size}")
 

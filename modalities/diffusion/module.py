@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens
 from modalities.diffusion.conditions import TimeEmbedding, behind_prompt, class_labels, pad_prompts, prompt_ids
 from modalities.diffusion.spec import DiffusionSpec
+from modalities.text.borrowing import BorrowsText
 from modalities.vision.files import from_tensor, to_tensor
 from modalities.vision.towers import check_patch, grid_positions, patchify, unpatchify
 
 
-class Diffusion(Modality):
+class Diffusion(BorrowsText):
     """A row is the prompt (where the condition is text; causal), then the noisy image's patches as one bidirectional
     span. The patches are always the last tokens of a row; padding lies between prompt and image."""
 
     incremental: ClassVar[bool] = False
-    axes: ClassVar[int] = 2
     place: Tensor
 
     def __init__(self, spec: DiffusionSpec, dim: int, text: Modality | None) -> None:
@@ -41,19 +41,7 @@ class Diffusion(Modality):
             self.table = nn.Embedding(spec.classes + 1, dim)  # the last row is the free condition
             nn.init.normal_(self.table.weight, std=0.5)  # DiT's 0.02 takes twice as many steps to tell classes apart
         else:
-            self._text = (text if text is not None else self._build_text(dim),)
-
-    def _build_text(self, dim: int) -> Modality:
-        """A text modality of its own, for a model that has none."""
-        from modalities.text.spec import TextSpec
-
-        self.own_text = TextSpec().build(dim)
-        return self.own_text
-
-    @property
-    def text(self) -> Any:
-        """The text modality that reads prompts."""
-        return self._text[0]
+            self.borrow(text, dim)
 
     def example(self, raw: Raw) -> dict[str, Tensor]:
         """{"image": float32 [C, size, size] in [-1, 1]} and "label" (int64) or "ids" (int64 [n]), by the condition."""

@@ -14,11 +14,10 @@ from modalities.codecs.delay import revert_delay
 from modalities.codecs.files import resample
 from modalities.codecs.frames import CodecFrames
 from modalities.music.modality import Music
-from modalities.text.module import Text
-from modalities.text.spec import TextSpec
+from modalities.text.borrowing import BorrowsText
 
 
-class CodecMusic(Music):
+class CodecMusic(Music, BorrowsText):
     """A row is the text's bos, the caption's ids, then codec frames delayed as in UniMoE-Audio (arXiv 2510.13344).
 
     The loss counts frames (cross-entropy averaged over codebooks). The caption is read, not scored.
@@ -33,16 +32,7 @@ class CodecMusic(Music):
         self.codec, self.length, self.drop, self.symbols = codec, length, drop, codec.size
         self.seconds = 1 / codec.frame_rate
         self.frames = CodecFrames(dim, codec.codebooks, codec.size, delays)
-        if text is None:
-            self.own_text = text = TextSpec(tie=True).build(dim)
-        if not isinstance(text, Text):
-            raise ValueError(f"text: got {type(text).__name__}, expected the model's text modality")
-        self._text = (text,)  # in a tuple, so that its weights are not saved twice
-
-    @property
-    def text(self) -> Text:
-        """The text modality whose tokenizer and embedding captions use."""
-        return self._text[0]
+        self.borrow(text, dim)
 
     def fit(self, examples: Iterable[Raw]) -> None:
         """Fits the codec to the recordings, where there is something to fit."""

@@ -1,4 +1,7 @@
-"""Where music comes from: Bach chorales, the embedded tunes, and one's own files. Each yields {"notes": int [T, 4]}."""
+"""Where music comes from: Bach chorales, the embedded tunes, and one's own files.
+
+Notes are {"notes": int [T, 4]}, recordings {"audio": float32 [n], "rate": int, "text": caption}.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from modalities.base import DataSpec, Raw
+from modalities.codecs.files import SUFFIXES, read_audio
 from modalities.manifest import read_rows
 from modalities.music.files import read_notes
 from modalities.music.harmonise import harmonise
 from modalities.music.score import REST, VOICES, check_notes
 from modalities.music.tunes import melodies
+from modalities.recordings import Lazy, check_reading, of_split
 from modalities.roots import data_root, find, require
 
 CHORALES = "jsb/jsb-chorales-16th.json"
@@ -113,3 +118,40 @@ class NoteFilesSpec(DataSpec):
                 raise FileNotFoundError(f"{where}: column {self.column!r} names {target}, which does not exist")
             return read_notes(target)
         return check_notes(value, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicFilesSpec(DataSpec):
+    """Own recordings of music for the representation `codec`: WAV, FLAC or OGG, any rate; channels are averaged.
+
+    path      a folder, whose subfolders' names are captions, one recording, or a .jsonl or .csv manifest
+    audio     the manifest's column with the path of the recording, relative to the manifest
+    text      the manifest's column with the caption, where it has one
+    rate      samples per second the recordings are brought to; best that of the codec
+    seconds   longest recording; a longer one is an error
+    test      share of the recordings held out for test
+    """
+
+    path: str
+    audio: str = "audio"
+    text: str = "text"
+    rate: int = 16000
+    seconds: float = 60.0
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_reading(self.rate, self.seconds, self.test)
+
+    def build(self, split: str) -> Sequence[Raw]:
+        """Recordings of the split. Which are held out follows from their paths below the root and nothing else."""
+        root = Path(self.path)
+        rows = read_rows(root, self.audio, SUFFIXES, files=(self.audio,))
+        chosen = of_split(rows, self.audio, root, split, self.test)
+        column = "label" if root.is_dir() else self.text
+
+        def read(i: int) -> Raw:
+            source, caption = str(chosen[i][self.audio]), chosen[i].get(column) or ""
+            wave = read_audio(source, self.rate, self.seconds)
+            return {"audio": wave, "rate": self.rate, "text": str(caption), "source": source}
+
+        return Lazy(len(chosen), read)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -20,26 +19,12 @@ import numpy as np
 from modalities.base import DataSpec, Raw
 from modalities.codecs.files import SUFFIXES, read_audio
 from modalities.manifest import read_rows
+from modalities.recordings import Lazy, check_reading, of_split
 from modalities.roots import data_root, find, require
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECORDINGS = "fsdd/recordings"
 SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz"
-
-
-class Lazy(Sequence[Raw]):
-    """Raw examples that are read when they are asked for."""
-
-    def __init__(self, count: int, read: Callable[[int], Raw]) -> None:
-        self._count, self._read = count, read
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one example, or a list of them for a slice
-        if isinstance(index, slice):
-            return [self._read(i) for i in range(*index.indices(self._count))]
-        return self._read(range(self._count)[index])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +104,7 @@ class SpeechFilesSpec(DataSpec):
     test: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.rate < 1000:
-            raise ValueError(f"rate: got {self.rate}, expected samples per second, at least 1000")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds: got {self.seconds}, expected more than 0")
-        if not 0 < self.test < 1:
-            raise ValueError(f"test: got {self.test}, expected more than 0 and less than 1")
+        check_reading(self.rate, self.seconds, self.test)
 
     def build(self, split: str) -> Sequence[Raw]:
         """Recordings of the split. Which are held out follows from their paths below the root and nothing else."""
@@ -134,9 +114,7 @@ class SpeechFilesSpec(DataSpec):
         silent = next((row[self.audio] for row in rows if not row.get(column)), None)
         if silent is not None:
             raise ValueError(f"{silent}: no text; put it into a folder named by what is said, or write a manifest")
-        held = sorted(range(len(rows)), key=lambda i: hashlib.sha256(_below(root, rows[i][self.audio])).digest())
-        test = set(held[: max(round(len(rows) * self.test), 1)]) if len(rows) > 1 else {0}
-        chosen = [r for i, r in enumerate(rows) if (i in test) != (split == "train") or len(rows) == 1]
+        chosen = of_split(rows, self.audio, root, split, self.test)
 
         def read(i: int) -> Raw:
             row = chosen[i]
@@ -147,10 +125,6 @@ class SpeechFilesSpec(DataSpec):
             return raw | {"source": str(row[self.audio])}
 
         return Lazy(len(chosen), read)
-
-
-def _below(root: Path, path: object) -> bytes:
-    return os.path.relpath(str(path), root if root.is_dir() else root.parent).encode()
 
 
 @lru_cache(maxsize=1)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modalities.codecs.mel import LogMel
+from modalities.precise import never_narrower
 from modalities.speech.spec import SpeechSpec
 
 
 class Features(nn.Module):
-    """Normalised log-mel frames and the strided convolutions that subsample them (as in Whisper, arXiv 2212.04356)."""
+    """Normalised log-mel frames and the strided convolutions that subsample them (as in Whisper, arXiv 2212.04356).
+
+    The statistics stay in float32 where the model is cast to bfloat16."""
 
     mean: Tensor
     deviation: Tensor
@@ -28,6 +32,13 @@ class Features(nn.Module):
         self.halve = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.project = nn.Linear(widths[-1], dim)
         self.norm = nn.LayerNorm(dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        statistics = {"mean": self.mean, "deviation": self.deviation}
+        super()._apply(fn, recurse)
+        for name, value in statistics.items():
+            setattr(self, name, never_narrower(fn)(value))
+        return self
 
     @staticmethod
     def parameters_of(spec: SpeechSpec, dim: int) -> int:

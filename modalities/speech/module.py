@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from modalities.speech.rows import stack_rows
 from modalities.speech.speaking import Speaking
 from modalities.speech.spec import SpeechSpec
 from modalities.speech.voices import Voices
-from modalities.text.module import Text
-from modalities.text.spec import TextSpec
+from modalities.text.borrowing import BorrowsText
 
 FITTED_ON = 2000  # recordings that statistics and codebooks are fitted on
 
@@ -35,7 +33,7 @@ class Spoken:
     rate: int
 
 
-class Speech(Modality):
+class Speech(BorrowsText):
     """Recordings to text and text to recordings on one trunk of width `dim`.
 
     A batch holds rows of both tasks: keys that begin with "heard" belong to the rows that transcribe, which come
@@ -45,9 +43,7 @@ class Speech(Modality):
     def __init__(self, spec: SpeechSpec, dim: int, text: Modality | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.own_text: Text | None = TextSpec().build(dim) if text is None else None
-        # In a tuple, so that a text modality which belongs to the model is not held twice in the state dict.
-        self._text = (text,)
+        self.borrow(text, dim)
         self.codec = spec.codec.build().requires_grad_(False)
         self.features = Features(spec, dim)
         self.voices = Voices(spec.speakers, dim)
@@ -56,11 +52,6 @@ class Speech(Modality):
         self.frames = CodecFrames(dim, self.codec.codebooks, self.codec.size, list(delays))
         self.listening = Listening(self)
         self.speaking = Speaking(self)
-
-    @property
-    def text(self) -> Text:
-        """The text modality whose tokenizer, embedding and head are used."""
-        return cast(Text, self.own_text or self._text[0])
 
     def fit(self, examples: Iterable[Raw]) -> None:
         """Feature statistics, the names of the speakers, and the codec's codebooks, on at most 2000 raw examples."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modalities.base import Modality, ModalitySpec
-from modalities.codecs.spec import CodecSpec, LogMelRVQSpec
+from modalities.codecs.spec import CodecSpec, LogMelRVQSpec, check_mel
 
 if TYPE_CHECKING:
     from modalities.speech.module import Speech
@@ -48,12 +48,7 @@ class SpeechSpec(ModalitySpec):
     seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.rate < 1000:
-            raise ValueError(f"rate: got {self.rate}, expected samples per second, at least 1000")
-        if self.window < 2 * self.hop or self.hop < 1:
-            raise ValueError(f"window: got {self.window}, expected at least 2 * hop = {2 * self.hop}")
-        if not 2 <= self.mels <= self.window // 4:
-            raise ValueError(f"mels: got {self.mels}, expected 2..{self.window // 4} (a quarter of the window)")
+        check_mel(self.rate, self.hop, self.window, self.mels)
         if self.subsample < 1 or self.subsample & (self.subsample - 1):
             raise ValueError(f"subsample: got {self.subsample}, expected a power of two (1, 2, 4, 8)")
         if min(self.transcribe, self.speak) < 0 or self.transcribe + self.speak == 0:

@@ -122,7 +122,8 @@ class TimeSeries(Modality):
         """The next `horizon` values after a series [n] or [B, n]: float32 [horizon] or [B, horizon], in its own units.
 
         Each pass reads the last position of the largest head that fits the rest and appends its values to what has
-        been read (Time-MoE, section 3.2). Scaling is that of the given context throughout.
+        been read (Time-MoE, section 3.2). Scaling is that of the given context throughout; a normalised context that is
+        constant is answered with that constant.
         Raises ValueError on a horizon below 1 and on series that `values.as_series` refuses.
         """
         passes = schedule(self.spec.heads, horizon)
@@ -131,6 +132,8 @@ class TimeSeries(Modality):
         mean, deviation = self.scale(context)
         values = ((context - mean) / deviation).float().to(self.heads.maps[0].weight.device)  # type: ignore[arg-type]
         forecast = self.assemble(step, values, passes).cpu().double() * deviation + mean
+        if self.spec.normalise:
+            forecast = torch.where((context == context[:, :1]).all(-1, keepdim=True), context[:, :1], forecast)
         return forecast.float().view(*given.shape[:-1], horizon)
 
     @abstractmethod

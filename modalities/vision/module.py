@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens
+from modalities.text.borrowing import BorrowsText
 from modalities.vision.files import to_tensor
 from modalities.vision.towers import grid_positions
 
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from modalities.vision.spec import VisionSpec
 
 
-class Vision(Modality):
+class Vision(BorrowsText):
     """A row is the image's tokens (one bidirectional span), then a query token, then, where the answer is given in
     words, all but the last token of the class name. Everything behind the image is causal."""
 
     incremental: ClassVar[bool] = False
-    axes: ClassVar[int] = 2
     place: Tensor
     names: Tensor
 
@@ -35,20 +35,8 @@ class Vision(Modality):
         if spec.answer == "class":
             self.head = nn.Linear(dim, spec.classes)
         else:
-            self._text = (text if text is not None else self._build_text(dim),)
+            self.borrow(text, dim)
             self.register_buffer("names", self._name_table(), persistent=False)
-
-    def _build_text(self, dim: int) -> Modality:
-        """A text modality of its own, for a model that has none."""
-        from modalities.text.spec import TextSpec
-
-        self.own_text = TextSpec().build(dim)
-        return self.own_text
-
-    @property
-    def text(self) -> Any:
-        """The text modality that reads and writes class names."""
-        return self._text[0]
 
     def _name_table(self) -> Tensor:
         """Token ids of each class name with its end mark, [classes, L], -1 behind the end."""

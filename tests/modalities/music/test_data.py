@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from modalities.music.data import CHORALES, ChoralesSpec, NoteFilesSpec, TunesSpec
+from modalities.codecs.files import write_wav
+from modalities.codecs.spec import LogMelRVQSpec
+from modalities.music.codec import CodecMusic
+from modalities.music.data import CHORALES, ChoralesSpec, MusicFilesSpec, NoteFilesSpec, TunesSpec
 from modalities.music.harmonise import harmonise
 from modalities.music.score import REST, check_notes
+from modalities.music.spec import CodecMusicSpec
+from modalities.music.synth import synthesise
 from modalities.music.tunes import melodies, read_melody
 from modalities.roots import find
 
@@ -101,3 +108,47 @@ def test_a_manifest_names_files_or_holds_the_steps(tmp_path: Path) -> None:
         spec.build("train")
     with pytest.raises(ValueError, match=r"no column 'notes'.*"):
         NoteFilesSpec(path=str(manifest)).build("train")
+
+
+def recordings(folder: Path, count: int) -> None:
+    for i in range(count):
+        write_wav(folder / f"piece {i}.wav", synthesise([CHORD] * 4 + [[60 + i, 55, 52, 40]] * 4, rate=8000), 8000)
+
+
+def test_recordings_of_a_folder_or_a_manifest_with_and_without_captions(tmp_path: Path) -> None:
+    recordings(tmp_path / "music" / "a waltz", 4)
+    recordings(tmp_path / "music", 1)
+    train, test = (MusicFilesSpec(path=str(tmp_path / "music"), rate=8000).build(s) for s in ("train", "test"))
+    assert (len(train), len(test)) == (4, 1)
+    assert sorted(raw["text"] for raw in [*train, *test]) == [""] + ["a waltz"] * 4
+    assert not {raw["source"] for raw in train} & {raw["source"] for raw in test}
+    manifest = tmp_path / "all.csv"
+    manifest.write_text("audio,text\nmusic/piece 0.wav,a march\nmusic/a waltz/piece 1.wav,\n")
+    rows = [row for split in ("train", "test") for row in MusicFilesSpec(path=str(manifest)).build(split)]
+    assert {raw["text"] for raw in rows} == {"a march", ""}
+    assert all(raw["rate"] == 16000 and raw["audio"].dtype == np.float32 for raw in rows)
+
+
+def test_recordings_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    recordings(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"piece \d\.wav: lasts .* expected at most 0\.5 s"):
+        MusicFilesSpec(path=str(tmp_path), seconds=0.5).build("train")[0]
+    (tmp_path / "all.csv").write_text("audio,text\npiece 0.wav,a\ngone.wav,b\n")
+    with pytest.raises(FileNotFoundError, match=r"all\.csv, row 2: column 'audio' names .*gone\.wav"):
+        MusicFilesSpec(path=str(tmp_path / "all.csv")).build("train")
+    with pytest.raises(ValueError, match=r"^seconds: got 0"):
+        MusicFilesSpec(path=str(tmp_path), seconds=0)
+
+
+def test_the_codec_representation_learns_from_recordings(
+    tmp_path: Path, trunk: Any, train: Callable[..., list[float]]
+) -> None:
+    recordings(tmp_path, 5)
+    raws = MusicFilesSpec(path=str(tmp_path), rate=8000).build("train")
+    codec = LogMelRVQSpec(codebooks=2, size=8, iterations=2, griffin=2)
+    music = CodecMusicSpec(codec=codec, length=12).build(16)
+    assert isinstance(music, CodecMusic)
+    music.fit(raws)
+    before = music.frames.table.weight.clone()
+    (loss,) = train(music, trunk, [music.example(raw) for raw in raws], 1)
+    assert np.isfinite(loss) and not bool((music.frames.table.weight == before).all())

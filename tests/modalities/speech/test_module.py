@@ -219,3 +219,16 @@ def test_other_rates_are_converted(speech: Speech, raws: list[Raw]) -> None:
 def test_impossible_specs_name_the_field(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"^(subsample|transcribe|delays|mels|drop_text): got"):
         SpeechSpec(**change)  # type: ignore[arg-type]
+
+
+def test_statistics_stay_exact_in_bfloat16(speech: Speech, raws: list[Raw]) -> None:
+    import copy
+
+    half = copy.deepcopy(speech).to(torch.bfloat16)
+    for name in ("mean", "deviation"):
+        kept = half.features.get_buffer(name)
+        assert kept.dtype == torch.float32 and torch.equal(kept, speech.features.get_buffer(name))
+    assert half.features.project.weight.dtype == torch.bfloat16 and half.text is not speech.text
+    frames = speech.example(raws[0])["features"][None]
+    mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+    assert half.features(frames, mask)[0].dtype == torch.bfloat16

@@ -20,6 +20,14 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_generator(plain: dict[
     assert not torch.equal(a.modalities["text"].embedding.weight, c.modalities["text"].embedding.weight)
 
 
+@pytest.mark.parametrize(
+    ("seed", "error"), [("x", TypeError), (1.5, TypeError), (None, TypeError), (2**64, ValueError)]
+)
+def test_a_seed_is_a_whole_number(plain: dict[str, Any], seed: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^seed: got .*, expected a whole number"):
+        zoo.create(plain, seed=seed)
+
+
 def test_overrides_by_dots_and_double_underscores(plain: dict[str, Any]) -> None:
     assert zoo.create(plain, backbone__dim=8).spec.backbone.dim == 8
     built = zoo.create(plain, **{"backbone.dim": 8, "backbone.layers.0.repeat": 1})
