@@ -173,9 +173,13 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class ModalitySpec:
-    """The description of a modality. Its `type` key is looked up in the registry under the kind "modality"."""
+    """The description of a modality. Its `type` key is looked up in the registry under the kind "modality".
+
+    axes  number of rotary position axes its tokens use; a trunk has as many, or the modality uses one
+    """
 
     kind: ClassVar[str] = "modality"
+    axes: ClassVar[int] = 1
 
     def check(self, dim: int, cond: int) -> None:
         """Raises ValueError("key: ...") where the modality does not fit a trunk of width `dim` whose rows are
@@ -196,11 +200,9 @@ class Modality(nn.Module):
 
     incremental  whether `sample` feeds only new tokens to `step`, which then keeps a key/value cache; where False
                  every call of `step` stands alone (bidirectional spans, diffusion).
-    axes         number of rotary position axes its tokens use.
     """
 
     incremental: ClassVar[bool] = True
-    axes: ClassVar[int] = 1
 
     def fit(self, examples: Iterable[Raw]) -> None:
         """Fits what is fitted and not trained (codec codebooks, feature statistics) on raw training examples.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -152,15 +153,14 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
 def _scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return value
-    good = isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
-    if good and value != value:
-        raise SpecError(f"{path}: got nan, expected a number")
-    if good:
-        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
-        return float(value)  # YAML 1.1 reads 1e-3 as a string
+        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{path}: got {value}, expected a finite number")
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
     raise SpecError(f"{path}: expected {hint.__name__}, got {type(value).__name__} ({value!r})")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from modalities.base import Modality, ModalitySpec
 from modalities.diffusion.autoencoders import AutoencoderSpec, PixelsSpec
@@ -35,6 +35,8 @@ class DiffusionSpec(ModalitySpec):
     guidance     weight w of classifier-free guidance, free + w (conditioned - free); 1 is the conditioned model alone,
                  at half the cost
     """
+
+    axes: ClassVar[int] = 2
 
     size: int = 32
     channels: Literal[1, 3] = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from modalities.base import Modality, ModalitySpec
 from modalities.vision.towers import PatchTowerSpec, TowerSpec
@@ -24,6 +24,8 @@ class VisionSpec(ModalitySpec):
     answer     class: a linear head on a query token; text: the class name, token by token, through the text modality
     shift      largest random translation of training images in pixels, against overfitting; 0 for none
     """
+
+    axes: ClassVar[int] = 2
 
     size: int = 32
     channels: Literal[1, 3] = 3

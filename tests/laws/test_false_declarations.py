@@ -161,7 +161,16 @@ class CountsOnlyHere(SwitchSpec):
         return super().loss(routing, replace(ctx, counts=None))
 
 
+@dataclass(frozen=True, kw_only=True)
+class IgnoresWeights(SwitchSpec):
+    """Counts every token once."""
+
+    def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
+        return super().loss(routing, replace(ctx, weight=None))
+
+
 def test_rules_that_lie_are_caught() -> None:
+    assert {"weights.zero", "weights.two"} == broken_by(balance=(IgnoresWeights(),))
     assert {"balance.bound", "balance.slope", "balance.step"} <= broken_by(balance=(Backwards(),))
     assert "padding.others" in broken_by(balance=(CountsPadding(),))
     wide = broken_by(balance=(CountsOnlyHere(scope="global_exact"),))

@@ -89,6 +89,8 @@ def test_what_is_dumped_is_parsed_to_an_equal_spec_also_through_yaml() -> None:
         ({"routed": True}, r"^routed: expected int, got bool"),
         ({"router": 3}, r"^router: expected a mapping, got int"),
         ({"policy": {"type": "capacity"}}, r"^policy: expected a list, got dict"),
+        ({"router__jitter": float("inf")}, r"^router\.jitter: got inf, expected a finite number"),
+        ({"router__jitter": "1e999"}, r"^router\.jitter: got inf, expected a finite number"),
         ({"router__jitter": float("nan")}, r"^router\.jitter: got nan"),
         ({"experts": {"type": "gelu"}}, r"^experts\.hidden: missing; it has no default"),
         # impossible combinations
@@ -145,6 +147,12 @@ BLOCK = "layers.0.block."
         ("dim", 18, r"^layers\[0\]\.block\.attention\.heads: width 18 does not divide into 4 heads; set head_dim"),
         ("dim", 0, r"^dim: got 0, expected 1 or more"),
         ("cond", 0, r"^layers\[1\]\.block\.type: an adaln block needs backbone\.cond"),
+        ("cond", -1, r"^cond: got -1, expected 0 or more"),
+        (
+            "layers.1.block",
+            {"type": "sequential", "attention": {"heads": 4}, "ffn": {"type": "dense", "hidden": 8}},
+            r"^cond: got 4, but no block reads the conditioning; expected 0, or a conditioned block in layers",
+        ),
         ("layers", [], r"^layers: got none, expected at least one"),
         ("layers.0.repeat", 0, r"^layers\[0\]\.repeat: got 0, expected 1 or more"),
         ("rope", {"axes": 0}, r"^rope\.axes: got 0, expected 1 or more"),

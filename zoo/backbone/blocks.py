@@ -29,9 +29,13 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """The description of a block; `type` names it."""
+    """The description of a block; `type` names it.
+
+    conditioned  whether the block reads the rows' conditioning
+    """
 
     kind: ClassVar[str] = "block"
+    conditioned: ClassVar[bool] = False
 
     def check(self, dim: int, cond: int) -> None:
         """Raises ValueError("key: ...") where the block does not fit the trunk."""
@@ -127,6 +131,8 @@ class AdaLNSpec(SequentialSpec):
     gate  one (branches times 1 + gate: rows without conditioning pass as in a sequential block) or zero (branches times
           gate, adaLN-Zero: every row needs conditioning)
     """
+
+    conditioned: ClassVar[bool] = True
 
     gate: Literal["one", "zero"] = "one"
 

@@ -61,6 +61,8 @@ class BackboneSpec:
             raise ValueError(f"dim: got {self.dim}, expected 1 or more")
         if not self.layers:
             raise ValueError("layers: got none, expected at least one")
+        if self.cond < 0:
+            raise ValueError(f"cond: got {self.cond}, expected 0 or more")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}, expected more than 0")
         sizes = {}
@@ -73,6 +75,15 @@ class BackboneSpec:
             if attention is not None:
                 sizes[f"layers[{i}].block.attention.head_dim"] = attention.size(self.dim)
         self._check_rope(sizes)
+        self._check_cond()
+
+    def _check_cond(self) -> None:
+        """Conditioning that no block reads would be dropped in silence."""
+        if self.cond and not any(layers.block.conditioned for layers in self.layers):
+            raise ValueError(
+                f"cond: got {self.cond}, but no block reads the conditioning; expected 0, or a conditioned block in "
+                "layers (such as adaln)"
+            )
 
     def _check_rope(self, sizes: dict[str, int]) -> None:
         """All layers turn by the same angles, so their heads are of one size; sizes by the path of their key."""

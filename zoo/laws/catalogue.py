@@ -97,7 +97,8 @@ def _trunk_cases() -> Iterator[Case]:
     for name in registry.names("block"):
         for label, block in _described("block", name):
             block = {**block, "ffn": moe} if "ffn" in block else block
-            yield trunk_case(f"block {label}", {"cond": 3, "layers": [{"repeat": 2, "block": block}]}, {name})
+            cond = 3 if registry.get("block", name).conditioned else 0
+            yield trunk_case(f"block {label}", {"cond": cond, "layers": [{"repeat": 2, "block": block}]}, {name})
     plain: Plain = {"type": "sequential", "attention": attention}
     for name in registry.names("ffn"):
         for label, ffn in _described("ffn", name):

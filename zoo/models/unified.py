@@ -48,9 +48,15 @@ class UnifiedSpec(ModelSpec):
     def __post_init__(self) -> None:
         if not self.modalities:
             raise ValueError("modalities: got none, expected at least one")
+        axes = self.backbone.rope.axes
         for name, modality in self.modalities.items():
             if not name.isidentifier():
                 raise ValueError(f"modalities: {name!r} is no name; expected letters, digits and underscores")
+            if modality.axes not in (1, axes):
+                raise ValueError(
+                    f"backbone.rope.axes: got {axes}, expected {modality.axes}: tokens of modalities.{name} have "
+                    f"{modality.axes} position axes"
+                )
             try:
                 modality.check(self.backbone.dim, self.backbone.cond)
             except ValueError as error:
@@ -170,13 +176,10 @@ class Unified(Verbs, nn.Module):
 
 
 def build_modalities(spec: UnifiedSpec) -> nn.ModuleDict:
-    """The modalities of a model, text lent to the others. Raises ValueError where one does not fit the trunk."""
-    dim, axes = spec.backbone.dim, spec.backbone.rope.axes
+    """The modalities of a model, text lent to the others."""
+    dim = spec.backbone.dim
     modules = nn.ModuleDict()
     text = spec.modalities["text"].build(dim) if "text" in spec.modalities else None
     for name, part in spec.modalities.items():
-        module = text if name == "text" and text is not None else part.build(dim, text)
-        if module.axes not in (1, axes):
-            raise ValueError(f"backbone.rope.axes: got {axes}, but modality {name!r} has {module.axes} axes")
-        modules[name] = module
+        modules[name] = text if name == "text" and text is not None else part.build(dim, text)
     return modules

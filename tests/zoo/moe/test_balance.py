@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from modalities.base import Tokens
+from zoo.backbone.attention import AttentionSpec
+from zoo.backbone.blocks import SequentialSpec
+from zoo.backbone.trunk import BackboneSpec, LayersSpec
 from zoo.moe.balance.base import BalanceContext, BalanceSpec, Counts
 from zoo.moe.balance.bias import BiasSpec
 from zoo.moe.balance.step import BalanceStep, needs_exact_counts
@@ -129,6 +133,50 @@ def test_masked_tokens_count_for_nothing() -> None:
     padded = chosen([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], [[0], [1], [2]], [True, True, False])
     for rule in (SwitchSpec(), SwitchSpec(count="tokens"), ZLossSpec()):
         assert value(rule, padded, TWO) == pytest.approx(value(rule, plain, TWO))
+
+
+def test_weights_by_hand() -> None:
+    """Weights 3 and 1: f = [.75, .25], the sum of w P = [3, 1], so 2 * (.75 * 3 + .25 * 1) = 5; z-loss 3 a + b."""
+    routing = chosen([[1.0, 1e-30], [1e-30, 1.0]], [[0], [1]])
+    weight = torch.tensor([3.0, 1.0])
+    counts = Counts.of(routing, weight)
+    assert [counts.slots.tolist(), counts.first.tolist(), float(counts.tokens)] == [[3.0, 1.0], [3.0, 1.0], 4.0]
+    for rule in (SwitchSpec(), SwitchSpec(count="tokens"), SwitchSpec(scope="global")):
+        ctx = BalanceContext.of(routing, (1, 2), None, counts, TWO, weight)
+        assert float(rule.loss(routing, ctx)) == pytest.approx(5.0)
+    raw = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    ctx = BalanceContext.of(routing, (1, 2), None, None, TWO, weight)
+    first, second = (raw.exp().sum(-1).log() ** 2).tolist()
+    assert float(ZLossSpec().loss(routing.replace(raw=raw), ctx)) == pytest.approx(3 * first + second)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_weights_of_tokens_reach_the_records(checkpoint: bool) -> None:
+    """UniMoE-Audio lets label tokens weigh 10."""
+    moe = MoESpec(routed=4, experts=SwiGLUSpec(hidden=4), router=TopKSpec())
+    block = SequentialSpec(attention=AttentionSpec(heads=2), ffn=moe)
+    trunk = BackboneSpec(dim=8, layers=(LayersSpec(block=block),), checkpoint=checkpoint).build().train()
+    weight = torch.tensor([[1.0, 1.0, 10.0], [1.0, 10.0, 10.0]])
+    embedding = torch.randn(2, 3, 8)
+    (weighed,) = trunk(Tokens(embedding=embedding, weight=weight)).records
+    (plain,) = trunk(Tokens(embedding=embedding)).records
+    assert plain.weight is None and weighed.weight is not None
+    assert weighed.weight.tolist() == weight.flatten().tolist()
+    step = BalanceStep(trunk.moe_layers())
+    step.add([weighed])
+    assert float(step.counts[0].tokens) == 33.0 and float(step.counts[0].slots.sum()) == 66.0
+
+
+def test_sequences_are_numbered_only_for_rules_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(Tensor, "unique", never)
+    routing, document = chosen([[0.9, 0.1]] * 4, [[0]] * 4), torch.tensor([0, 0, 1, 1])
+    ctx = BalanceContext.of(routing, (1, 4), document, None, TWO)
+    assert float(SwitchSpec().loss(routing, ctx)) == pytest.approx(4 * 1.8)
+    with pytest.raises(AssertionError, match="asked"):
+        SwitchSpec(scope="sequence").loss(routing, ctx)
 
 
 def test_z_loss() -> None:
