@@ -7,6 +7,7 @@ Blocks that overlap work, or whose router, routed and shared experts read differ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -138,7 +139,7 @@ class MoE(nn.Module):
         """[T] bool, or None where all are finite and asking costs nothing (a CPU, eager): one sum over x then tells.
         0 * x is 0 for finite values and NaN for others."""
         asked = not (x.is_cuda or torch.compiler.is_compiling())
-        if asked and bool(x.detach().sum().isfinite()):
+        if asked and math.isfinite(float(x.detach().sum())):
             return None
         finite = (x.detach() * 0).sum(-1) == 0
         if self.check and not bool(finite.all()):

@@ -80,8 +80,31 @@ def mixture(
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
         with torch.autocast("cpu", enabled=False):
             return mixture(x, up, down, expert, gate, activation, recompute=recompute)
-    plan = Plan.of(expert, len(up))
-    return cast(Tensor, _Mixture.apply(x, up, down, gate.to(x.dtype), plan, activation, recompute))
+    plan, gate = Plan.of(expert, len(up)), gate.to(x.dtype)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, up, down, gate)):
+        return cast(Tensor, _Mixture.apply(x, up, down, gate, plan, activation, recompute))
+    return _forward(x, up, down, gate, plan, activation, keep=False)[0]
+
+
+def _forward(
+    x: Tensor, up: Tensor, down: Tensor, gate: Tensor, plan: Plan, activation: Activation, *, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """y, and the inner activations of every chunk where they are kept."""
+    # Products go into buffers: a fresh output each time costs more in page faults than it does in arithmetic.
+    whole = x.new_empty(plan.rows if keep else plan.widest, up.shape[1])
+    rows, a, out = (x.new_empty(plan.widest, width) for width in (x.shape[1], down.shape[2], down.shape[1]))
+    y, weight, kept, start = x.new_zeros(len(x), down.shape[1]), gate.reshape(-1, 1), [], 0
+    for chunk in plan.chunks:
+        n = len(chunk.token)
+        inner = whole[start : start + n] if keep else whole[:n]
+        torch.index_select(x, 0, chunk.token, out=rows[:n])
+        _products(rows[:n], up.mT, chunk, inner)
+        activation.forward(inner, a[:n]).mul_(weight.index_select(0, chunk.order))
+        _products(a[:n], down.mT, chunk, out[:n])
+        y.index_add_(0, chunk.token, out[:n])
+        kept.append(inner)
+        start += n
+    return y, kept
 
 
 class _Mixture(torch.autograd.Function):
@@ -89,23 +112,9 @@ class _Mixture(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, plan: Plan, activation: Activation, recompute: bool
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad[:4]) and not recompute
-        # Products go into buffers: a fresh output each time costs more in page faults than it does in arithmetic.
-        whole = x.new_empty(plan.rows if keep else plan.widest, up.shape[1])
-        rows, a, out = (x.new_empty(plan.widest, width) for width in (x.shape[1], down.shape[2], down.shape[1]))
-        y, weight, kept, start = x.new_zeros(len(x), down.shape[1]), gate.flatten()[:, None], [], 0
-        for chunk in plan.chunks:
-            n = len(chunk.token)
-            inner = whole[start : start + n] if keep else whole[:n]
-            torch.index_select(x, 0, chunk.token, out=rows[:n])
-            _products(rows[:n], up.mT, chunk, inner)
-            activation.forward(inner, a[:n]).mul_(weight.index_select(0, chunk.order))
-            _products(a[:n], down.mT, chunk, out[:n])
-            y.index_add_(0, chunk.token, out[:n])
-            kept.append(inner)
-            start += n
+        y, kept = _forward(x, up, down, gate, plan, activation, keep=not recompute)
         ctx.save_for_backward(x, up, down, gate)
-        ctx.plan, ctx.activation, ctx.kept = plan, activation, kept if keep else None
+        ctx.plan, ctx.activation, ctx.kept = plan, activation, None if recompute else kept
         return y
 
     @staticmethod

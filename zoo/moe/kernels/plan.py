@@ -46,10 +46,8 @@ class Plan:
     @classmethod
     def of(cls, expert: Tensor, routed: int) -> Plan:
         """expert [T, K] int64; ids of `routed` and above (null and empty slots) are left out. One stable sort."""
-        order, counts = _sort(expert.flatten(), routed)
-        rows = sum(counts)
-        token = order.div(expert.shape[1], rounding_mode="floor")
-        groups = list(_groups(counts))
+        order, token, counts = _sort(expert, routed)
+        rows, groups = sum(counts), list(_groups(counts))
         sizes = [sum(counts[e] for e in group) for group in groups]
         chunks = tuple(
             Chunk(group, [counts[e] for e in group], t, o)
@@ -58,19 +56,22 @@ class Plan:
         return cls(chunks, max(sizes, default=0), rows, [e for e, count in enumerate(counts) if not count])
 
 
-def _sort(expert: Tensor, routed: int) -> tuple[Tensor, list[int]]:
-    """Places of the slots of routed experts, by expert and then ascending, and how many each expert has."""
-    if len(expert) <= FEW:
-        ids = expert.tolist()
+def _sort(expert: Tensor, routed: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Places of the slots of routed experts, by expert and then ascending; their tokens; how many each expert has."""
+    slots = expert.shape[1]
+    if expert.numel() <= FEW:
+        ids = expert.flatten().tolist()
         counts = [0] * routed
         for e in ids:
             if e < routed:
                 counts[e] += 1
         places = sorted((i for i, e in enumerate(ids) if e < routed), key=ids.__getitem__)
-        return torch.tensor(places, dtype=torch.int64), counts
-    flat = expert.clamp(max=routed)
+        order, token = torch.tensor([places, [place // slots for place in places]], dtype=torch.int64)
+        return order, token, counts
+    flat = expert.flatten().clamp(max=routed)
     counts = torch.bincount(flat, minlength=routed + 1)[:routed].tolist()
-    return flat.argsort(stable=True)[: sum(counts)], counts
+    order = flat.argsort(stable=True)[: sum(counts)]
+    return order, order.div(slots, rounding_mode="floor"), counts
 
 
 def _groups(counts: list[int]) -> Iterator[list[int]]:

@@ -81,12 +81,13 @@ def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Te
 
     Taken over these columns alone, so that a choice far below the best logit keeps its precision.
     """
-    full = expert < pool.experts
-    logit = raw.gather(1, expert.clamp(max=pool.experts - 1)).masked_fill(~full, -torch.inf)
-    columns = torch.cat([logit, raw[:, pool.experts :]], dim=-1)
-    empty = torch.isneginf(columns).all(-1, keepdim=True)
-    share = torch.softmax(columns.masked_fill(empty, 0), dim=-1)
-    return torch.where(full, share[:, : expert.shape[1]], 0), share[:, expert.shape[1] :]
+    empty = expert >= pool.experts
+    logit = raw.gather(1, expert.clamp(max=pool.experts - 1))
+    columns = logit.masked_fill(empty, torch.finfo(raw.dtype).min)  # finite, so that a row of them has a gradient
+    if pool.shared:
+        columns = torch.cat([columns, raw[:, pool.experts :]], dim=-1)
+    share = torch.softmax(columns, dim=-1)
+    return share[:, : expert.shape[1]].masked_fill(empty, 0), share[:, expert.shape[1] :]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,8 +91,10 @@ class TopKRouter(LinearGate):
         if self.spec.groups > 1:
             scores = self._limit_groups(scores)
         best, expert = scores.topk(self.spec.k, dim=-1)
-        chosen = ctx.mask[:, None] & (best > -torch.inf)
-        expert = torch.where(chosen, expert, self.pool.experts)
+        empty = ~ctx.mask[:, None]
+        if ctx.exclude is not None:
+            empty = empty | (best == -torch.inf)
+        expert = expert.masked_fill(empty, self.pool.experts)
         gate, shared = self.weigh(raw, expert)
         return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
 
@@ -107,7 +109,8 @@ class TopKRouter(LinearGate):
     def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.spec.score == "softmax" and self.spec.normalize == "selected":
             gate, shared = share_of_chosen(raw, expert, self.pool)
-            return gate * self.spec.scale, shared if self.pool.shared else None
+            gate = gate if self.spec.scale == 1 else gate * self.spec.scale
+            return gate, shared if self.pool.shared else None
         full = expert < self.pool.experts
         index = expert.clamp(max=self.pool.experts - 1)
         score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
