@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.moe.kernels.triton.plan import Plan
 from zoo.moe.kernels.triton.settings import Tile
-from zoo.moe.kernels.triton.tile import GROUP, halves, on, place, precision
+from zoo.moe.kernels.triton.tile import GROUP, halves, on, place, precision, span
 
 
 def hidden_grad(
@@ -38,6 +38,7 @@ def hidden_grad(
                 weighed,
                 parts,
                 len(rows.tiles),
+                dim,
                 EXPERTS=experts,
                 DIM=dim,
                 HIDDEN=width,
@@ -54,7 +55,7 @@ def hidden_grad(
     return grad_pre, weighed, parts.sum(1).view(gate.shape).to(gate.dtype)
 
 
-@triton.jit(do_not_specialize=["tile_count"])
+@triton.jit(do_not_specialize=["tile_count", "inner"])
 def hidden_grad_kernel(  # type: ignore[no-untyped-def]
     grad,
     down,
@@ -66,6 +67,7 @@ def hidden_grad_kernel(  # type: ignore[no-untyped-def]
     weighed,
     parts,
     tile_count,
+    inner,
     EXPERTS: tl.constexpr,
     DIM: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -94,7 +96,7 @@ def hidden_grad_kernel(  # type: ignore[no-untyped-def]
     grad_at = grad + (slot // SLOTS).to(tl.int64)[:, None] * DIM + depth[None, :]
     down_at = down + expert.to(tl.int64) * (DIM * HIDDEN) + column[None, :] + depth[:, None] * HIDDEN
     back = tl.zeros((HEIGHT, COLUMNS), tl.float32)
-    for start in range(0, DIM, DEPTH):
+    for start in span(0, inner, DEPTH):
         deep = (start + depth < DIM) | (DIM % DEPTH == 0)
         left = tl.load(grad_at + start, mask=deep[None, :], other=0.0)
         right = tl.load(down_at + start * HIDDEN, mask=deep[:, None] & wide[None, :], other=0.0)

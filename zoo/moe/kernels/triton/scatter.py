@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.moe.kernels.triton.plan import Plan
 from zoo.moe.kernels.triton.settings import Tile
-from zoo.moe.kernels.triton.tile import GROUP, on, place, precision
+from zoo.moe.kernels.triton.tile import GROUP, on, place, precision, span
 
 
 def scatter_sum(
@@ -38,6 +38,7 @@ def scatter_sum(
                 plan.tiles,
                 spread,
                 len(plan.tiles),
+                depth,
                 EXPERTS=weight.shape[0],
                 INNER=depth,
                 WIDTH=width,
@@ -71,7 +72,7 @@ def _sum_slots(spread: Tensor, expert: Tensor, experts: int) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["tile_count"])
+@triton.jit(do_not_specialize=["tile_count", "inner"])
 def scatter_kernel(  # type: ignore[no-untyped-def]
     rows,
     weight,
@@ -80,6 +81,7 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
     tiles,
     spread,
     tile_count,
+    inner,
     EXPERTS: tl.constexpr,
     INNER: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -109,7 +111,7 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
     weight_at = weight + expert.to(tl.int64) * (INNER * WIDTH)
     weight_at = weight_at + column[None, :] * COLUMN_STRIDE + depth[:, None] * INNER_STRIDE
     total = tl.zeros((HEIGHT, COLUMNS), tl.float32)
-    for start in range(0, INNER, DEPTH):
+    for start in span(0, inner, DEPTH):
         deep = (start + depth < INNER) | (INNER % DEPTH == 0)
         left = tl.load(row_at + start, mask=deep[None, :], other=0.0)
         right = tl.load(weight_at + start * INNER_STRIDE, mask=deep[:, None] & wide[None, :], other=0.0)

@@ -24,12 +24,13 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if exact else "tf32"
 
 
-def _interpreted_span(start: tl.tensor, end: tl.tensor, step: int) -> range:
+def _interpreted_span(start: int | tl.tensor, end: tl.tensor, step: int) -> range:
     """The interpreter holds scalars as arrays of one element, which numpy 2.4 does not take for integers."""
-    return range(start.handle.data.item(), end.handle.data.item(), int(step))
+    first, last = (bound if isinstance(bound, int) else bound.handle.data.item() for bound in (start, end))
+    return range(first, last, int(step))
 
 
-# The range of a loop whose bounds are loaded; the compiler needs its own class to pipeline it.
+# The range of a loop whose bounds are known at run time; the compiler needs its own class to pipeline it.
 span = _interpreted_span if triton.knobs.runtime.interpret else tl.range
 
 

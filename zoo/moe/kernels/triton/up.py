@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.moe.kernels.triton.plan import Plan
 from zoo.moe.kernels.triton.settings import Tile
-from zoo.moe.kernels.triton.tile import GROUP, on, place, precision
+from zoo.moe.kernels.triton.tile import GROUP, on, place, precision, span
 
 
 def up(
@@ -32,6 +32,7 @@ def up(
                 h,
                 pre,
                 len(rows.tiles),
+                dim,
                 EXPERTS=experts,
                 DIM=dim,
                 HIDDEN=width,
@@ -50,7 +51,7 @@ def up(
     return h, pre
 
 
-@triton.jit(do_not_specialize=["tile_count"])
+@triton.jit(do_not_specialize=["tile_count", "inner"])
 def up_kernel(  # type: ignore[no-untyped-def]
     x,
     gate_up,
@@ -59,6 +60,7 @@ def up_kernel(  # type: ignore[no-untyped-def]
     h,
     pre,
     tile_count,
+    inner,
     EXPERTS: tl.constexpr,
     DIM: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -72,7 +74,10 @@ def up_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of HEIGHT rows x COLUMNS hidden units. Rows behind the expert's last are computed, never stored."""
+    """One tile of HEIGHT rows x COLUMNS hidden units. Rows behind the expert's last are computed, never stored.
+
+    inner equals DIM, but is not known to the compiler: some constant numbers of steps it unrolls, for ten seconds.
+    """
     tile, column_tile = place(tl.program_id(0), tile_count, COLUMN_TILES, GROUP)
     expert = tl.load(tiles + tile * 3)
     if expert >= EXPERTS:
@@ -90,7 +95,7 @@ def up_kernel(  # type: ignore[no-untyped-def]
     up_at = gate_at + HIDDEN * DIM
     gate = tl.zeros((HEIGHT, COLUMNS), tl.float32)
     up = tl.zeros((HEIGHT, COLUMNS), tl.float32)
-    for start in range(0, DIM, DEPTH):
+    for start in span(0, inner, DEPTH):
         deep = (start + depth < DIM) | (DIM % DEPTH == 0)
         rows = tl.load(x_at + start, mask=deep[None, :], other=0.0)
         mask = deep[:, None] & wide[None, :]
