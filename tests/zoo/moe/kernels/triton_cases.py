@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.moe.kernels import reference
-from zoo.moe.kernels.triton import available, swiglu_mixture
+from zoo.moe.kernels.triton import available, choose, swiglu_mixture
 from zoo.moe.kernels.triton import plan as plans
 from zoo.moe.kernels.triton.settings import SMALL_ROWS
 
@@ -178,6 +178,18 @@ def test_compiled_equals_eager_without_a_graph_break(tokens: tuple[int, ...], dy
             assert torch.equal(got, want)
 
 
+def test_the_choice_may_be_made_while_compiling() -> None:
+    def layer(*inputs: Tensor) -> Tensor:
+        rows, (experts, dim, hidden) = inputs[3].numel(), inputs[2].shape
+        assert available(inputs[0].device)
+        assert choose(rows, experts, dim, hidden, inputs[0].dtype) == "fused"
+        return swiglu_mixture(*inputs)
+
+    inputs = [tensor.detach() for tensor in CASES["decoding"].inputs]
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(*inputs)
+    assert torch.equal(y, swiglu_mixture(*inputs))
+
+
 def test_operators_keep_their_promises() -> None:
     here = CASES["skipped ids"]
     rows = plans.plan(here.expert, 4, 16)
@@ -206,6 +218,8 @@ def test_shapes_without_running(dtype: torch.dtype) -> None:
         assert (y.shape, y.dtype) == (x.shape, dtype)
         found = torch.autograd.grad(y.sum(), (x, down, gate))
         assert [(g.shape, g.dtype) for g in found] == [(t.shape, t.dtype) for t in (x, down, gate)]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert swiglu_mixture(x, gate_up, down, expert, gate).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

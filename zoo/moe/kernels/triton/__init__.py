@@ -30,6 +30,11 @@ def available(device: torch.device) -> bool:
     return limit >= SHARED_MEMORY
 
 
+# Looking for a package cannot be traced. This is what torch.compiler.assume_constant_result sets, but calling that
+# imports the whole compiler.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def swiglu_mixture(
     x: Tensor, gate_up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, *, recompute: bool = False
 ) -> Tensor:

@@ -157,9 +157,10 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     if not ctx.kept:
         pre = ops.swiglu_preact(x, gate_up, *rows, slots)
     grad_pre, weighed, grad_gate = ops.swiglu_hidden_grad(grad, down, pre, gate, *rows)
-    grad_x = ops.swiglu_input_grad(grad_pre, gate_up, expert, *rows) if needs[0] else None
-    grad_gate_up = ops.gathered_outer(grad_pre, x, *rows, slots, False) if needs[1] else None
     grad_down = ops.gathered_outer(weighed, grad, *rows, slots, True) if needs[2] else None
+    del weighed  # its memory serves the next
+    grad_gate_up = ops.gathered_outer(grad_pre, x, *rows, slots, False) if needs[1] else None
+    grad_x = ops.swiglu_input_grad(grad_pre, gate_up, expert, *rows) if needs[0] else None
     return grad_x, grad_gate_up, grad_down, None, grad_gate if needs[4] else None, None, None, None, None
 
 
