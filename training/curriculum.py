@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from training.settings import arguments, remember
-from zoo.spec import SpecError, dump, parse, read_yaml
-from zoo.surgery.merge import average_and_split
+from zoo.hub.entries import plain_spec
+from zoo.models.unified import ModelSpec
+from zoo.spec import SpecError, dump, override, parse, read_yaml
+from zoo.surgery.base import SurgerySpec
 
 if TYPE_CHECKING:
     from training.data import MixtureData
@@ -30,41 +32,18 @@ OWNED = ("model", "data", "max_steps", "folder", "callbacks")  # arguments of `f
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnterSpec:
-    """How a stage begins.
-
-    copy       the stage whose weights it takes over
-    merge      the dense specialist stages that are merged into the experts of this stage's model
-    owners     with merge: modality -> the stage whose encoder and heads are taken
-    scale      with merge: factor on the routed experts' last map (see zoo.surgery.merge)
-    """
-
-    copy: str | None = None
-    merge: tuple[str, ...] = ()
-    owners: dict[str, str] = field(default_factory=dict)
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if (self.copy is None) == (not self.merge):
-            raise ValueError("copy: give either copy or merge")
-        for modality, stage in self.owners.items():
-            if stage not in self.merge:
-                raise ValueError(f"owners.{modality}: {stage!r} is not among the merged stages {list(self.merge)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class StageSpec:
     """One stage.
 
     name   its folder
     steps  optimiser steps
-    enter  how it begins; random weights without
+    enter  the surgery it begins with, on earlier stages: copy, merge, ...; random weights without
     fit    what `fit` takes: model, data and trainer, laid over the curriculum's `defaults`
     """
 
     name: str
     steps: int
-    enter: EnterSpec | None = None
+    enter: SurgerySpec | None = None
     fit: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,8 +69,7 @@ class CurriculumSpec:
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for i, stage in enumerate(self.stages):
-            enter = stage.enter
-            for name in [] if enter is None else [*([enter.copy] if enter.copy else []), *enter.merge]:
+            for name in () if stage.enter is None else stage.enter.sources():
                 if name not in seen:
                     raise ValueError(f"stages[{i}].enter: {name!r} is no stage before {stage.name!r}")
             if stage.name in seen:
@@ -120,6 +98,11 @@ def build(spec: CurriculumSpec, stage: StageSpec) -> tuple[UnifiedModule, Mixtur
     data = MixtureData(**arguments(MixtureData, settings["data"], f"{path}.data"))
     module = UnifiedModule(**arguments(UnifiedModule, settings["model"], f"{path}.model"))
     module.schedule.check(stage.steps)
+    if stage.enter is not None:
+        try:
+            stage.enter.check(module.model.spec, {name: described(spec, name) for name in stage.enter.sources()})
+        except ValueError as error:
+            raise SpecError(f"stages.{stage.name}.enter.{error}") from error
     return module, data, trainer
 
 
@@ -139,7 +122,7 @@ def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
         module, data, trainer = build(spec, stage)
         remember(folder, begun)
         if stage.enter is not None:
-            begin(module, root, stage.enter)
+            begin(module, spec, stage.enter)
             reuse(data, prepared, stage.enter)
         fit(module, data, max_steps=stage.steps, folder=folder, **{"progress": progress, **trainer})
         save_weights(module.model, folder / FINISHED)
@@ -147,26 +130,33 @@ def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
     return root / spec.stages[-1].name / FINISHED
 
 
-def begin(module: UnifiedModule, root: Path, enter: EnterSpec) -> None:
+def begin(module: UnifiedModule, spec: CurriculumSpec, enter: SurgerySpec) -> None:
     """Gives the model the weights its stage begins with; what was fitted before training comes along."""
     from safetensors.torch import load_file
 
-    if enter.copy is not None:
-        state = load_file(root / enter.copy / FINISHED)
-        module.mark_fitted()
-    else:
-        states = [load_file(root / name / FINISHED) for name in enter.merge]
-        owners = {modality: enter.merge.index(stage) for modality, stage in enter.owners.items()}
-        state = average_and_split(module.model.state_dict(), states, owners, enter.scale)
-        module.mark_fitted(*owners)
-    module.model.load_state_dict(state)
+    model, folder = module.model, Path(spec.output)
+    sources = {name: (described(spec, name), load_file(folder / name / FINISHED)) for name in enter.sources()}
+    result, state = enter.apply(model.spec, model.state_dict(), sources)
+    if result != model.spec:
+        raise ValueError("enter: the surgery makes another model than the stage describes")
+    model.load_state_dict(state)
+    owned = [name for name in module.names if enter.owner(name) is not None]
+    if owned:
+        module.mark_fitted(*owned)
 
 
-def reuse(data: MixtureData, prepared: Mapping[str, MixtureData], enter: EnterSpec) -> None:
+def described(spec: CurriculumSpec, name: str) -> ModelSpec:
+    """The description of a stage's model."""
+    stage = next(stage for stage in spec.stages if stage.name == name)
+    model = resolve(spec.defaults, stage)["model"]
+    return parse(ModelSpec, override(plain_spec(model["spec"]), model.get("overrides") or {}))
+
+
+def reuse(data: MixtureData, prepared: Mapping[str, MixtureData], enter: SurgerySpec) -> None:
     """Examples that an earlier stage of this process prepared with the very modality this stage goes on with."""
     for source, spec in data.sources.items():
-        stage = enter.copy or enter.owners.get(spec.modality or source, "")
-        if stage in prepared:
+        stage = enter.owner(spec.modality or source)
+        if stage is not None and stage in prepared:
             data.adopt(prepared[stage], source)
 
 

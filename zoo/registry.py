@@ -43,6 +43,10 @@ TABLE: dict[str, dict[str, str]] = {
         "sequential": "zoo.backbone.blocks:SequentialSpec",
         "adaln": "zoo.backbone.blocks:AdaLNSpec",
     },
+    "surgery": {
+        "copy": "zoo.surgery.copy:CopySpec",
+        "merge": "zoo.surgery.merge:MergeSpec",
+    },
     "model": {
         "unified": "zoo.models.unified:UnifiedSpec",
     },

@@ -39,10 +39,12 @@ def describe(output: Path, parts: Any) -> dict[str, Any]:
             {"name": "series", "steps": 2, "fit": own["series"]},
             {
                 "name": "warm-up", "steps": 2,
-                "enter": {"merge": ["text", "series"], "owners": {"text": "text", "time_series": "series"}},
+                "enter": {
+                    "type": "merge", "stages": ["text", "series"], "owners": {"text": "text", "time_series": "series"}
+                },
                 "fit": {"model": {"trainable": [r"\.router\."]}},
             },
-            {"name": "joint", "steps": 6, "enter": {"copy": "warm-up"}},
+            {"name": "joint", "steps": 6, "enter": {"type": "copy", "stage": "warm-up"}},
         ],
     }  # fmt: skip
 
@@ -139,7 +141,7 @@ def test_killed_process_goes_on_bit_equal(unbroken, tmp_path, tiny_parts):
     [
         ({"stages": [{"name": "a", "steps": 0}]}, r"stages\[0\]\.steps: got 0"),
         (
-            {"stages": [{"name": "a", "steps": 1, "enter": {"copy": "b"}}]},
+            {"stages": [{"name": "a", "steps": 1, "enter": {"type": "copy", "stage": "b"}}]},
             r"stages\[0\]\.enter: 'b' is no stage before",
         ),
         ({"stages": [{"name": "a", "steps": 1}, {"name": "a", "steps": 1}]}, r"stages\[1\]\.name: 'a' is taken"),
@@ -148,10 +150,14 @@ def test_killed_process_goes_on_bit_equal(unbroken, tmp_path, tiny_parts):
             {
                 "stages": [
                     {"name": "a", "steps": 1},
-                    {"name": "b", "steps": 1, "enter": {"merge": ["a"], "owners": {"text": "c"}}},
+                    {"name": "b", "steps": 1, "enter": {"type": "merge", "stages": ["a"], "owners": {"text": "c"}}},
                 ]
             },
-            r"owners\.text: 'c' is not among the merged stages",
+            r"stages\[1\]\.enter\.owners\.text: 'c' is not among the merged stages",
+        ),
+        (
+            {"stages": [{"name": "a", "steps": 1, "enter": {"type": "merg", "stages": ["b"]}}]},
+            r"stages\[0\]\.enter\.type: no surgery 'merg' \(did you mean 'merge'\?\)",
         ),
     ],
 )
@@ -166,6 +172,11 @@ def test_command_checks_without_training(tmp_path, capsys, tiny_parts):
     assert main(["--config", str(config), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "warm-up: 2 steps" in out and not (tmp_path / "run").exists()
+    wrong = describe(tmp_path / "run", tiny_parts)
+    wrong["stages"][2]["enter"]["owners"]["speech"] = "text"
+    config.write_text(json.dumps(wrong))
+    assert main(["--config", str(config), "--dry-run"]) == 2
+    assert "stages.warm-up.enter.owners.speech: no such modality" in capsys.readouterr().err
     wrong = describe(tmp_path / "run", tiny_parts)
     wrong["stages"][0]["fit"]["model"] = {"lrr": 1.0}
     config.write_text(json.dumps(wrong))

@@ -12,8 +12,8 @@ from zoo.moe.stats import Stats
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """routing and statistics of a [B, S] batch; document [T] where rows are packed; modality [T] where known; weight [T]
-    of each token in balance, None for 1."""
+    """routing and statistics of a [B, S] batch; document [T] where rows are packed; modality [T] where known; weight
+    [T] of each token in balance, None for 1."""
 
     routing: Routing
     stats: Stats

@@ -4,11 +4,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+from zoo.models.unified import ModelSpec, UnifiedSpec
+from zoo.surgery.base import Described, State, SurgerySpec, take
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSpec(SurgerySpec):
+    """Dense specialists become the routed experts of one MoE model; see average_and_split. Outputs move without bound.
+
+    stages  the dense specialists, in the order of their experts; in a curriculum, names of earlier stages
+    owners  modality -> the specialist whose encoder and heads are taken; others keep the model's own
+    scale   factor on the routed experts' last map
+    """
+
+    stages: tuple[str, ...]
+    owners: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: got none, expected at least one specialist")
+        for modality, stage in self.owners.items():
+            if stage not in self.stages:
+                raise ValueError(f"owners.{modality}: {stage!r} is not among the merged stages {list(self.stages)}")
+
+    def sources(self) -> tuple[str, ...]:
+        return self.stages
+
+    def owner(self, modality: str) -> str | None:
+        return self.owners.get(modality)
+
+    def check(self, spec: ModelSpec, sources: Mapping[str, ModelSpec]) -> None:
+        for modality, stage in self.owners.items():
+            for model in (spec, sources[stage]):
+                if isinstance(model, UnifiedSpec) and modality not in model.modalities:
+                    known = ", ".join(model.modalities)
+                    raise ValueError(f"owners.{modality}: no such modality in a model of {known}")
+
+    def apply(self, spec: ModelSpec, state: State, sources: Mapping[str, Described]) -> Described:
+        specialists = [sources[name][1] for name in self.stages]
+        owners = {modality: self.stages.index(stage) for modality, stage in self.owners.items()}
+        return spec, average_and_split(state, specialists, owners, self.scale)
 
 
 def average_and_split(
@@ -30,21 +71,14 @@ def average_and_split(
     for name, value in target.items():
         if name.startswith("modalities."):
             owner = owners.get(name.split(".")[1])
-            merged[name] = value.clone() if owner is None else _take(specialists[owner], name, value)
+            merged[name] = value.clone() if owner is None else take(specialists[owner], name, value)
         elif ".ffn.experts." in name:
             merged[name] = _split(name, value, specialists, scale)
         elif ".ffn." in name:
             merged[name] = value.clone()
         else:
-            merged[name] = torch.stack([_take(s, name, value) for s in specialists]).mean(0)
+            merged[name] = torch.stack([take(s, name, value) for s in specialists]).mean(0)
     return merged
-
-
-def _take(state: State, name: str, like: Tensor) -> Tensor:
-    if name not in state or (like.numel() and state[name].shape != like.shape):
-        found = tuple(state[name].shape) if name in state else "nothing"
-        raise ValueError(f"{name}: expected {tuple(like.shape)} in the specialist, found {found}")
-    return state[name].clone()
 
 
 def _split(name: str, like: Tensor, specialists: Sequence[State], scale: float) -> Tensor:

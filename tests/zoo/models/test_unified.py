@@ -41,5 +41,6 @@ def test_conditioning_by_tokens_needs_nothing_of_the_trunk() -> None:
 @pytest.mark.parametrize("axes", [1, 3])
 def test_a_trunk_without_the_axes_of_a_modality_is_refused_before_it_is_built(axes: int) -> None:
     plain = override(plain_spec("unimoe-tiny"), {"backbone.rope": {"axes": axes}})
-    with pytest.raises(SpecError, match=rf"^backbone\.rope\.axes: got {axes}, expected 2: tokens of modalities\.vision"):
+    message = rf"^backbone\.rope\.axes: got {axes}, expected 2: tokens of modalities\.vision"
+    with pytest.raises(SpecError, match=message):
         parse(ModelSpec, plain)

@@ -1,4 +1,4 @@
-"""Running statistics of a router: changed by what a routing returns, once per optimiser step; and what `begin` carries."""
+"""Running statistics of a router, changed by what a routing returns, once per optimiser step; what `begin` carries."""
 
 from __future__ import annotations
 

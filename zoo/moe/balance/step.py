@@ -23,7 +23,8 @@ class BalanceStep:
     """One optimiser step of all MoE layers: `add` each micro-batch, ask for its `losses`, then `finish`.
 
     reduce sums a flat vector (counts and the routers' sums) over data-parallel ranks; it is called once per `add`, on
-    every rank, in the same order. With `global_exact` rules all micro-batches are added first (`exact` then holds for all losses).
+    every rank, in the same order. With `global_exact` rules all micro-batches are added first (`exact` then holds for
+    all losses).
     """
 
     def __init__(self, layers: Sequence[MoE], reduce: Reduce = _same, *, exact: bool = False) -> None:
