@@ -98,6 +98,16 @@ def test_the_command_lists_entries(environment: Path, tmp_path: Path) -> None:
     assert "unimoe-tiny" in run(environment / "zoo", "list", cwd=tmp_path)
 
 
+def test_packaged_configurations_train_without_the_checkout(environment: Path, tmp_path: Path) -> None:
+    command = (environment / "python", "-m", "training")
+    dry = run(*command, "curriculum", "--config", "configs/stages/quickstart.yaml", "--dry-run", cwd=tmp_path)
+    assert "joint: " in dry
+    shown = run(*command, "fit", "--config", "configs/train/unimoe-tiny.yaml", "--print_config", cwd=tmp_path)
+    assert "spec: unimoe-tiny" in shown
+    asked = "import training.quickstart as q; print(q.read(q.config_file(q.CONFIG)).stages[-1].name)"
+    assert run(environment / "python", "-c", asked, cwd=tmp_path).strip() == "joint"
+
+
 def test_an_entry_is_created(environment: Path, tmp_path: Path) -> None:
     code = "import zoo; print(sum(p.numel() for p in zoo.create('unimoe-tiny').parameters()))"
     assert int(run(environment / "python", "-c", code, cwd=tmp_path)) > 0

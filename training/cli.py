@@ -32,8 +32,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         from zoo.registry import nearest
 
         raise SystemExit(f"no command {given[0]!r}{nearest(given[0], list(COMMANDS))}; there are {', '.join(COMMANDS)}")
+    given = packaged(given)
     module = importlib.import_module(COMMANDS[given[0]])
     if COMMANDS[given[0]] == "training.lightning_cli":
-        module.main(None if argv is None else given)  # Lightning reads sys.argv itself
+        if argv is None:  # Lightning reads sys.argv itself
+            sys.argv[1:] = given
+        module.main(None if argv is None else given)
     else:
         raise SystemExit(module.main(given[1:]))
+
+
+def packaged(argv: Sequence[str]) -> list[str]:
+    """The command line with `--config configs/...` as a file of the package, where the current folder has none."""
+    from zoo.hub.entries import config_file
+
+    words = list(argv)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--config" and equals:
+            words[i] = f"{option}={config_file(value)}"
+        elif i and words[i - 1] in ("--config", "-c"):
+            words[i] = str(config_file(word))
+    return words

@@ -14,15 +14,26 @@ from lightning.pytorch.utilities import rank_zero_only
 class CSVLog(Logger):
     """Appends one row per step to a CSV file; columns are added as they come up."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None = None) -> None:
         """
         Args:
-            path: The file.
+            path: The file; metrics.csv in the trainer's default_root_dir where left out.
         """
         super().__init__()
-        self.path = Path(path)
+        self._path = None if path is None else Path(path)
         self.columns: list[str] = []
         self.begun = False
+
+    def place(self, folder: Path) -> None:
+        """Names the run's folder, where no file was given."""
+        self._path = self._path or folder / "metrics.csv"
+
+    @property
+    def path(self) -> Path:
+        """The file. Raises ValueError as long as nothing has named it."""
+        if self._path is None:
+            raise ValueError("path: none given to CSVLog, and no trainer of ours has named the run's folder")
+        return self._path
 
     @property
     def name(self) -> str:

@@ -163,7 +163,7 @@ class MixtureData(L.LightningDataModule):
     def _fixed(self, split: str) -> Fixed:
         """Every rank gets equally many batches, so that none waits for another; few batches come round again."""
         rank, world = self.ranks
-        batches = []
+        batches, sources = [], []
         for source, spec in self.sources.items():
             size = len(self.raws(source, split))
             held = min(self.eval_batches, math.ceil(size / spec.rows))
@@ -171,7 +171,8 @@ class MixtureData(L.LightningDataModule):
                 number = (i * world + rank) % held
                 order = list(rows(self.seed, f"{source}/{split}", size, number * spec.rows, spec.rows))
                 batches.append([self.batch(source, split, order[: size - number * spec.rows], split, number)])
-        return Fixed(batches)
+                sources.append(source)
+        return Fixed(batches, sources)
 
     def transfer_batch_to_device(self, batch: list[Micro], device: torch.device, dataloader_idx: int) -> list[Micro]:
         """Moves the tensors; nothing to do on the CPU."""
@@ -214,8 +215,10 @@ class Steps(IterableDataset[list[Micro]]):
 class Fixed:
     """Held-out batches as Lightning reads them (it takes a plain list for several loaders)."""
 
-    def __init__(self, batches: list[list[Micro]]) -> None:
+    def __init__(self, batches: list[list[Micro]], sources: Sequence[str] | None = None) -> None:
+        """`sources` names where each batch is from; its first modality where left out."""
         self.batches = batches
+        self.sources = [batch[0][0] for batch in batches] if sources is None else list(sources)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -20,7 +20,7 @@ from training.curriculum import CurriculumSpec, read, resolve, run
 from training.evaluation import Splits, evaluate, routing_maps, table, write_metrics
 from training.sources import build_data
 from zoo.hub.card import CardFields, Result
-from zoo.hub.entries import find_entry, has_entry, plain_spec
+from zoo.hub.entries import config_file, find_entry, has_entry, plain_spec
 from zoo.models.unified import ModelSpec, Unified
 from zoo.spec import override, parse
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        return quickstart(read(args.config, args.output), overwrite=args.overwrite, limit=args.limit)
+        return quickstart(read(config_file(args.config), args.output), overwrite=args.overwrite, limit=args.limit)
     except (ValueError, LookupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -110,7 +110,7 @@ def loggers(folder: Path, tensorboard: bool) -> list[Logger]:
     """metrics.csv and, where asked for, TensorBoard."""
     made: list[Logger] = [CSVLog(str(folder / "metrics.csv"))]
     if tensorboard:
-        from lightning.pytorch.loggers import TensorBoardLogger
+        from training.tensorboard_log import TensorBoardLog
 
-        made.append(TensorBoardLogger(str(folder), name="tensorboard", version=""))
+        made.append(TensorBoardLog(str(folder)))
     return made

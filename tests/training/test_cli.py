@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load
 
-from training.cli import main
+from training.cli import main, packaged
 from training.csv_log import CSVLog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +32,10 @@ def config(tiny: Any, tmp_path: Path) -> Path:
         "trainer": {
             "default_root_dir": str(run), "max_steps": 4, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1,
             "limit_val_batches": 0, "enable_progress_bar": False, "enable_model_summary": False,
-            "logger": {"class_path": "training.csv_log.CSVLog", "init_args": {"path": str(run / "metrics.csv")}},
+            "logger": [
+                {"class_path": "training.csv_log.CSVLog"},
+                {"class_path": "training.tensorboard_log.TensorBoardLog"},
+            ],
             "callbacks": [{"class_path": f"training.callbacks.{name}"} for name in callbacks],
         },
     }  # fmt: skip
@@ -41,6 +47,17 @@ def config(tiny: Any, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["training"])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line with which a command ends, its exit status being 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -85,7 +102,6 @@ def test_fit_goes_on_and_the_others_use_its_checkpoint(config: Path, capsys: pyt
     for command, name in (("validate", "val"), ("test", "test")):
         main([command, "--config", str(config), "--trainer.limit_val_batches", "2"])
         assert f"{name}/text/loss" in capsys.readouterr().out
-    main(["predict", "--config", str(config)])
     main(
         [
             "validate",
@@ -97,8 +113,34 @@ def test_fit_goes_on_and_the_others_use_its_checkpoint(config: Path, capsys: pyt
             "1",
         ]
     )
-    with pytest.raises(FileExistsError, match="a run has been here"):
-        main(["fit", "--config", str(config), "--ckpt_path", "null"])
+    assert "a run has been here" in refused(capsys, "fit", "--config", str(config), "--ckpt_path", "null")
+
+
+def test_predictions_are_files_that_are_not_overwritten(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", str(config), "--trainer.max_steps", "1"])
+    predict = ["predict", "--config", str(config), "--data.eval_batches", "2"]
+    main(predict)
+    folder = config.parent / "run" / "predictions"
+    assert sorted(path.name for path in folder.iterdir()) == ["series.safetensors", "text.safetensors"]
+    with safe_open(folder / "series.safetensors", "pt") as file:
+        assert file.metadata() == {"modality": "time_series"}
+    text = load((folder / "text.safetensors").read_bytes())  # not mapped: the file is truncated below
+    assert sorted(text) == ["0000", "0001"] and text["0000"].shape[0] == 3 and text["0000"].isfinite().all()
+    assert "text.safetensors" not in refused(capsys, *predict) and "series.safetensors" in refused(capsys, *predict)
+    (folder / "text.safetensors").write_bytes(b"")
+    main([*predict, "--predictions.overwrite", "true"])
+    assert torch.equal(load((folder / "text.safetensors").read_bytes())["0001"], text["0001"])
+    main([*predict, "--predictions.folder", str(config.parent / "elsewhere")])
+    assert len(list((config.parent / "elsewhere").iterdir())) == 2
+
+
+def test_the_trainer_names_the_folder_of_everything(config: Path) -> None:
+    other = config.parent / "other"
+    main(["fit", "--config", str(config), "--trainer.max_steps", "1", "--trainer.default_root_dir", str(other)])
+    assert {"last.ckpt", "metrics.csv", "tensorboard"} <= {path.name for path in other.iterdir()}
+    assert list((other / "tensorboard").glob("events.*")) and not (config.parent / "run").exists()
+    with pytest.raises(ValueError, match="no trainer of ours"):
+        CSVLog().log_metrics({"a": 1.0}, 1)
 
 
 def test_dotted_overrides_reach_the_description(config: Path) -> None:
@@ -108,33 +150,64 @@ def test_dotted_overrides_reach_the_description(config: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "sneaky_package.Callback"])
-def test_classes_from_elsewhere_are_refused_before_they_are_imported(config: Path, path: str) -> None:
+def test_classes_from_elsewhere_are_refused_before_they_are_imported(
+    config: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["trainer"]["callbacks"].append({"class_path": path})
     config.write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit, match=rf"trainer.callbacks.3.class_path: '{path}' is refused"):
-        main(["fit", "--config", str(config)])
+    assert refused(capsys, "fit", "--config", str(config)).startswith(f"trainer.callbacks.3.class_path: '{path}' is")
 
 
 @pytest.mark.parametrize(("key", "value"), [("logger", "sneaky_package.Log"), ("plugins", ["sneaky_package.IO"])])
-def test_short_forms_are_refused_too(config: Path, key: str, value: Any) -> None:
+def test_short_forms_are_refused_too(config: Path, key: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["trainer"][key] = value
     config.write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit, match=rf"trainer.{key}: 'sneaky_package"):
+    assert refused(capsys, "fit", "--config", str(config)).startswith(f"trainer.{key}: 'sneaky_package")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("fit", ["--model.spec", "unimoe-tny"], "no entry 'unimoe-tny' (did you mean 'unimoe-tiny'?)"),
+        ("fit", ["--model.overrides", "{backbone.dimm: 24}"], "backbone: unknown key 'dimm' (did you mean 'dim'?)"),
+        ("fit", ["--data.sources", "{text: {data: {type: text_files, path: gone.txt}}}"], "gone.txt: no such file"),
+        ("fit", ["--data.sources", "{txt: {data: {type: docstrings}}}"], "sources.txt.modality: the model has no"),
+        ("fit", ["--model.init_from", "gone.safetensors"], "gone.safetensors"),
+        ("fit", ["--trainer.accelerator", "gpu"], "No supported gpu backend found"),
+        ("validate", [], "no last.ckpt there; train first"),
+        ("test", ["--ckpt_path", "gone.ckpt"], "gone.ckpt"),
+    ],
+)
+def test_expected_mistakes_end_with_one_line(
+    config: Path, command: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "gpu" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert says in refused(capsys, command, "--config", str(config), *options)
+
+
+def test_unexpected_errors_keep_their_traceback(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.data.MixtureData.train_dataloader", lambda self: torch.zeros(2).view(3))
+    with pytest.raises(RuntimeError):
+        main(["fit", "--config", str(config)])
+    monkeypatch.setattr("training.data.MixtureData.train_dataloader", lambda self: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
         main(["fit", "--config", str(config)])
 
 
-def test_wrong_descriptions_end_with_one_line(config: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: no entry 'unimoe-tny' \(did you mean 'unimoe-tiny'\?\)"):
-        main(["fit", "--config", str(config), "--model.spec", "unimoe-tny"])
-    with pytest.raises(SystemExit, match=r"^error: backbone: unknown key 'dimm' \(did you mean 'dim'\?\)"):
-        main(["fit", "--config", str(config), "--model.overrides", "{backbone.dimm: 24}"])
-
-
-def test_no_checkpoint_to_validate(config: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no last\.ckpt there; train first"):
-        main(["validate", "--config", str(config)])
+def test_packaged_configurations_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/stages/quickstart.yaml"
+    assert packaged(["curriculum", "--config", name, "--dry-run"])[2] == str(ROOT / name)
+    assert packaged(["--config=" + name, "configs/gone.yaml"]) == [f"--config={ROOT / name}", "configs/gone.yaml"]
+    assert "unimoe-tiny" in printed(capsys, "fit", "--config", "configs/train/unimoe-tiny.yaml", "--print_config")
+    (tmp_path / "configs/stages").mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    assert packaged(["--config", name])[1] == name
 
 
 def test_an_unknown_command_names_the_near_miss(capsys: pytest.CaptureFixture[str]) -> None:

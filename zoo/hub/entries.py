@@ -71,10 +71,24 @@ class Entry:
         return tuple(dict.fromkeys(name for key, name in parts_of(self.spec) if key == "router"))
 
 
+def configs() -> Path:
+    """Where the configurations lie: data of the installed package, or configs/ of the checkout."""
+    inside = Path(str(resources.files("zoo"))) / "configs"
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def config_file(path: str | os.PathLike[str]) -> Path:
+    """A configuration by its path. One below configs/ that is not there is the package's own of that name."""
+    given = Path(path)
+    if given.parts[:1] != ("configs",) or given.exists():
+        return given
+    own = configs().joinpath(*given.parts[1:])
+    return own if own.is_file() else given
+
+
 def folder() -> Path:
-    """Where the entries lie: data of the installed package, or configs/zoo of the checkout."""
-    inside = Path(str(resources.files("zoo"))) / "configs" / "zoo"
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "configs" / "zoo"
+    """Where the entries lie."""
+    return configs() / "zoo"
 
 
 @functools.cache
