@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from modalities.base import Step, Tokens
+from modalities.base import Step
 from zoo import registry
-from zoo.backbone.cache import Cache
-from zoo.backbone.trunk import Backbone, BackboneOutput
-
-if TYPE_CHECKING:
-    from zoo.models.unified import UnifiedSpec
+from zoo.models.driving import Driving
 
 T = TypeVar("T")
 
@@ -36,29 +32,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class Answering(nn.Module):
-    """What the verbs need of a model: a spec, modalities around a trunk, and `stepper` and `run` for them."""
-
-    spec: UnifiedSpec
-    backbone: Backbone
-    modalities: nn.ModuleDict
-
-    def stepper(self, name: str) -> Step:
-        """A fresh step for sampling one modality."""
-        raise NotImplementedError
-
-    def run(
-        self,
-        tokens: Tokens,
-        name: str,
-        cache: Cache | None = None,
-        *,
-        step: Tensor | None = None,
-        seed: int | None = None,
-        output_hidden: bool = False,
-    ) -> BackboneOutput:
-        """The trunk over one modality's tokens."""
-        raise NotImplementedError
+class Answering(Driving):
+    """What the verbs need of a model: its modalities by type, in evaluation mode."""
 
     def find(self, kind: str) -> str:
         """The name of the modality of this registered type; where there are several, the one named like the type, else

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, overload
 
-import torch
 from torch import Tensor, nn
 
-from modalities.base import Batch, Loss, Modality, ModalitySpec, Step, Tokens
+from modalities.base import Batch, Loss, ModalitySpec, Tokens
 from zoo.backbone.cache import Cache
-from zoo.backbone.trunk import BackboneOutput, BackboneSpec
+from zoo.backbone.trunk import BackboneSpec
 from zoo.models.language import LanguageOutput
 from zoo.models.verbs import Verbs
 from zoo.moe.layer import MoE
@@ -80,7 +79,7 @@ class ForwardOutput:
     records: tuple[LayerRecord, ...]
 
 
-class Unified(Verbs, nn.Module):
+class Unified(Verbs):
     """See UnifiedSpec. What people call (`generate`, `forecast`, `speak`, ...) is in `zoo.models.verbs`."""
 
     def __init__(self, spec: UnifiedSpec) -> None:
@@ -89,34 +88,9 @@ class Unified(Verbs, nn.Module):
         self.backbone = spec.backbone.build()
         self.modalities = build_modalities(spec)
 
-    def modality(self, name: str) -> Modality:
-        """A modality by name. Raises KeyError naming those there are."""
-        if name not in self.modalities:
-            raise KeyError(f"this model has no modality {name!r}; it has {', '.join(self.modalities)}")
-        return self.modalities[name]  # type: ignore[return-value]
-
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""
         return self.backbone.moe_layers()
-
-    def run(
-        self,
-        tokens: Tokens,
-        name: str,
-        cache: Cache | None = None,
-        *,
-        step: Tensor | None = None,
-        seed: int | None = None,
-        output_hidden: bool = False,
-    ) -> BackboneOutput:
-        """The trunk over one modality's tokens."""
-        if tokens.modality is None:
-            index = list(self.modalities).index(name)
-            filled = torch.full(tokens.shape, index, dtype=torch.int64, device=tokens.embedding.device)
-            tokens = tokens.replace(modality=filled)
-        if not self.spec.backbone.cond:
-            tokens = tokens.replace(cond=None)
-        return self.backbone(tokens, cache, step=step, seed=seed, output_hidden=output_hidden)
 
     @overload
     def forward(
@@ -158,16 +132,6 @@ class Unified(Verbs, nn.Module):
         if not isinstance(ids, Tensor):
             raise TypeError("forward: expected the name of a modality and its batch, or input_ids")
         return self.language(ids, attention_mask, labels, cache, output_hidden_states)
-
-    def stepper(self, name: str) -> Step:
-        """A fresh `step: Tokens -> Tokens` for sampling: with its own key/value cache where the modality feeds only
-        new tokens."""
-        cache = self.backbone.new_cache() if self.modality(name).incremental else None
-
-        def step(tokens: Tokens) -> Tokens:
-            return self.run(tokens, name, cache).tokens
-
-        return step
 
     def batch_to(self, batch: Mapping[str, Tensor]) -> Batch:
         """A batch on the model's device."""

@@ -44,7 +44,7 @@ class Classified:
 
 
 class Verbs(Writing):
-    """Mixed into a model that offers what `Answering` needs."""
+    """Mixed into a model of modalities around a trunk."""
 
     def classify(self, images: Any) -> Classified:
         """What uint8 images show: one [H, W, C] or [H, W], or several (a list, or [B, H, W, C]) of any sizes."""
