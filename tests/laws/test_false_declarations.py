@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from zoo.laws import LAWS, run
-from zoo.laws.cases import LayerCase
+from zoo.laws.cases import LayerCase, SurgeryCase, surgery_case
 from zoo.laws.suite import judge
+from zoo.models.unified import ModelSpec
 from zoo.moe.balance.base import BalanceContext
 from zoo.moe.balance.switch import SwitchSpec
 from zoo.moe.experts.ffn import SwiGLUExperts, SwiGLUSpec
@@ -19,6 +20,8 @@ from zoo.moe.pool import NullSpec, Pool, Properties
 from zoo.moe.routers.top_k import TopKRouter, TopKSpec
 from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.moe.spec import MoESpec
+from zoo.surgery.base import Described, State
+from zoo.surgery.copy import CopySpec
 
 Change = Callable[[TopKRouter, Tensor, RoutingContext], Routing]
 
@@ -167,6 +170,23 @@ class IgnoresWeights(SwitchSpec):
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
         return super().loss(routing, replace(ctx, weight=None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCopy(CopySpec):
+    """Halves the experts."""
+
+    def apply(self, spec: ModelSpec, state: State, sources: Mapping[str, Described]) -> Described:
+        _, copied = super().apply(spec, state, sources)
+        return spec, {name: value / 2 if "experts" in name else value for name, value in copied.items()}
+
+
+def test_a_surgery_that_moves_outputs_is_caught() -> None:
+    honest = surgery_case("honest", {"type": "copy", "stage": "a"}, {}, set())
+    assert isinstance(honest, SurgeryCase)
+    assert {r.outcome for r in run(cases=[honest])} == {"held"}
+    lying = replace(honest, spec=HalfCopy(stage="a"))
+    assert {r.law for r in run(cases=[lying]) if r.outcome == "broken"} == {"surgery.bound"}
 
 
 def test_rules_that_lie_are_caught() -> None:

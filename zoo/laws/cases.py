@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from modalities.base import Tokens
 from zoo.backbone.trunk import Backbone, BackboneSpec
 from zoo.laws.examples import BASE
+from zoo.models.unified import ModelSpec
 from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.layer import MoE
 from zoo.moe.pool import Properties
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
-from zoo.spec import Plain, SpecError, parse
+from zoo.spec import Plain, SpecError, override, parse
+from zoo.surgery.base import SurgerySpec
 
 DIM = 8
 
@@ -85,10 +87,36 @@ class TrunkCase(Case):
 
 
 @dataclass(frozen=True)
+class SurgeryCase(Case):
+    """One surgery on `model`; all its sources are described by `source`."""
+
+    spec: SurgerySpec
+    model: ModelSpec
+    source: ModelSpec
+
+
+@dataclass(frozen=True)
 class Refused(Case):
     """A combination that its spec refuses, with the reason."""
 
     reason: str
+
+
+def surgery_case(name: str, plain: Plain, change: Plain, about: set[str]) -> SurgeryCase | Refused:
+    """A case of a surgery on a small model; `change` says by dotted path what differs in its sources."""
+    model: Plain = {
+        "type": "unified",
+        "backbone": {
+            "dim": DIM,
+            "layers": [{"block": {"type": "sequential", "attention": {"heads": 2}, "ffn": BASE["ffn"]}}],
+        },
+        "modalities": {"text": {"type": "text"}},
+    }
+    try:
+        surgery, source = parse(SurgerySpec, plain), parse(ModelSpec, override(model, change))
+    except SpecError as error:
+        return Refused(name, str(error), about=frozenset(about))
+    return SurgeryCase(name, surgery, parse(ModelSpec, model), source, about=frozenset(about))
 
 
 def make_tokens(rows: int, length: int, dim: int, seed: int, dtype: torch.dtype) -> Tokens:

@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator
 
 from zoo import registry
-from zoo.laws.cases import Case, Refused, layer_case, trunk_case
-from zoo.laws.examples import BASE, variants
+from zoo.laws.cases import Case, Refused, layer_case, surgery_case, trunk_case
+from zoo.laws.examples import BASE, SURGERIES, variants
 from zoo.spec import Plain
 
 RICH: Plain = {
@@ -116,6 +116,13 @@ def _trunk_cases() -> Iterator[Case]:
         yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}], **more}, {"sequential"})
 
 
+def _surgery_cases() -> Iterator[Case]:
+    for name in registry.names("surgery"):
+        keys, change = SURGERIES.get(name, ({}, {}))
+        for label, plain in _described("surgery", name):
+            yield surgery_case(f"surgery {label}", {**plain, **keys}, change, {name})
+
+
 def _attention_variants() -> list[tuple[str, Plain, Plain]]:
     return [
         ("grouped", {"heads": 4, "kv_heads": 2}, {}),
@@ -133,11 +140,12 @@ def all_cases() -> tuple[Case, ...]:
 
 def gather() -> Iterator[Case]:
     """Every case over the registry as it stands."""
-    for kind in (*SOCKETS, "ffn", "block"):
+    for kind in (*SOCKETS, "ffn", "block", "surgery"):
         yield from _unusable(kind)
     for kind in SOCKETS:
         for name in registry.names(kind):
             yield from _part_cases(kind, name)
     yield from _pool_cases()
     yield from _trunk_cases()
+    yield from _surgery_cases()
     yield from _random_cases(24)

@@ -27,6 +27,9 @@ BASE: dict[str, Plain] = {
 }
 """What stands in a socket when a case is about something else."""
 
+DENSE: Plain = {"type": "dense", "hidden": 12}
+"""A dense layer that BASE's four routed experts can be cut from, two from each of two specialists."""
+
 EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("router", "top_k"): [
         {"k": 1, "normalize": "all"},
@@ -52,6 +55,12 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("balance", "bias"): [{"routed_share": 0.5}],
 }
 """Variants that a change of one key from the defaults does not reach."""
+
+
+SURGERIES: dict[str, tuple[Plain, Plain]] = {
+    "merge": ({"stages": ["a", "b"], "owners": {"text": "b"}}, {"backbone.layers.0.block.ffn": DENSE}),
+}
+"""Keys of a surgery, and by dotted path what its sources have in another way than the model operated on."""
 
 
 def fill(cls: type) -> Plain:
@@ -101,7 +110,7 @@ def _value(name: str, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         kind = getattr(hint, "kind", None)
         return fill(typing.cast(type, hint)) if kind is None else _socket(kind)
-    plain = {int: SIZES.get(name, 2), float: 0.5, bool: False}
+    plain = {int: SIZES.get(name, 2), float: 0.5, bool: False, str: "a"}
     if hint not in plain:
         raise ValueError(f"{name}: required and of type {hint}; the laws cannot make up a value for it")
     return plain[hint]

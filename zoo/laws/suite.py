@@ -21,6 +21,7 @@ from zoo.laws import (
     noise,
     padding,
     recompute,
+    surgery,
     weights,
     world,
 )
@@ -30,7 +31,7 @@ from zoo.laws.law import Law, LawBroken
 
 FAMILIES = (
     contract, padding, batch, causality, accumulation, world, balance, weights, gradient, recompute, compile, backends,
-    noise, edges,
+    noise, edges, surgery,
 )  # fmt: skip
 LAWS: tuple[Law, ...] = tuple(law for family in FAMILIES for law in vars(family).values() if isinstance(law, Law))
 
@@ -78,7 +79,7 @@ def run(part: str | None = None, cases: Iterable[Case] | None = None) -> list[Re
 
 
 def _known(part: str) -> None:
-    kinds = ("router", "policy", "expert", "balance", "dispatch", "ffn", "block")
+    kinds = ("router", "policy", "expert", "balance", "dispatch", "ffn", "block", "surgery")
     choices = [name for kind in kinds for name in registry.names(kind)]
     if part not in choices:
         near = registry.nearest(part, choices)
