@@ -77,6 +77,8 @@ def own(shape: Shape, device: str, dtype: torch.dtype) -> tuple[list[Candidate],
     for name, (backend, more) in VARIANTS.items():
         try:
             layer = build_moe(shape, backend, device, dtype, **more)
+            with torch.inference_mode():
+                own_call(layer)(torch.zeros(1, 1, shape.dim, device=device, dtype=dtype))
         except (ValueError, RuntimeError, ImportError) as error:  # a backend may want a GPU or a compiler
             skipped[name] = first_line(error)
             continue

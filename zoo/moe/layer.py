@@ -97,7 +97,12 @@ class MoE(nn.Module):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether one kernel does gather, experts and combine: nothing is left for the dispatch to do then."""
-        return self.spec.backend == "fused" and self.dispatch.local and self.experts.fuses(x)
+        backend = self.spec.backend
+        fuses = backend in ("fused", "triton") and self.dispatch.local and self.experts.fuses(x)
+        if backend == "triton" and not fuses:
+            kind = type(self.experts).__name__
+            raise ValueError(f"backend: triton has no kernel for {kind} on {x.device}; expected backend: fused")
+        return fuses
 
     def finish(self, handle: Handle) -> Tensor:
         """[T, D] the sum of routed and null experts; zero rows for padding."""

@@ -32,7 +32,8 @@ class MoESpec(FeedForwardSpec):
     balance       losses and bias updates that keep experts in use
     dispatch      how rows reach their experts
     backend       fused (one kernel for gather, experts and combine where there is one for the device, else as grouped),
-                  grouped (sorted rows, grouped products) or reference (readable, slow)
+                  grouped (sorted rows, grouped products), reference (readable, slow) or triton (fused kernels for GPUs
+                  of Hopper's size, so far checked in Triton's interpreter alone)
     recompute     keep no expert activations for the backward pass, compute them again
     allow_future  permits parts whose result for a token depends on later tokens in a causal model
     """

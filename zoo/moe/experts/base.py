@@ -12,9 +12,11 @@ from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost
 
 # fused: gather, products, activation, gate and combine in one kernel where the kind has one for the device, else
-# grouped: sorted rows and grouped products; reference: one expert after the other, readable and slow
-Backend = Literal["fused", "grouped", "reference"]
-LINEAR = {"reference": reference.linear, "grouped": grouped.linear, "fused": grouped.linear}
+# grouped: sorted rows and grouped products; reference: one expert after the other, readable and slow;
+# triton: fused kernels for GPUs of Hopper's size, an error elsewhere (checked in Triton's interpreter, to be asked for
+# by name until they have been measured)
+Backend = Literal["fused", "grouped", "reference", "triton"]
+LINEAR = {"reference": reference.linear, "grouped": grouped.linear, "fused": grouped.linear, "triton": grouped.linear}
 
 
 @dataclass(frozen=True, kw_only=True)

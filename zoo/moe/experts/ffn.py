@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe.experts.base import Backend, Experts, ExpertSpec
-from zoo.moe.kernels import cpu
+from zoo.moe.kernels import cpu, triton
 from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost, linear_cost
 
@@ -63,9 +63,11 @@ class SwiGLUExperts(Experts):
         return self.linear(F.silu(gate) * up, self.down, rows.counts)
 
     def fuses(self, x: Tensor) -> bool:
-        return _on_cpu(x)
+        return triton.available(x.device) if self.backend == "triton" else _on_cpu(x)
 
     def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
+        if self.backend == "triton":
+            return triton.swiglu_mixture(x, self.gate_up, self.down, routing.expert, routing.gate, recompute=recompute)
         return cpu.mixture(x, self.gate_up, self.down, routing.expert, routing.gate, cpu.SWIGLU, recompute=recompute)
 
 
@@ -115,7 +117,7 @@ class GELUExperts(Experts):
         return _add_bias(self.linear(hidden, self.down, rows.counts), self.down_bias, rows)
 
     def fuses(self, x: Tensor) -> bool:
-        return self.up_bias is None and _on_cpu(x)
+        return self.backend == "fused" and self.up_bias is None and _on_cpu(x)
 
     def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
         activation = cpu.gelu(self.approximate)

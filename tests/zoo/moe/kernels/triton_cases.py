@@ -242,3 +242,26 @@ def test_bad_input_is_named(change: dict[str, Tensor], error: type[Exception], m
     inputs = {**dict(zip(("x", "gate_up", "down", "expert", "gate"), here.inputs, strict=True)), **change}
     with pytest.raises(error, match=message):
         swiglu_mixture(**inputs)
+
+
+def test_layer_with_the_triton_backend_equals_the_reference() -> None:
+    from dataclasses import replace
+
+    from zoo.moe.routing import RoutingContext
+    from zoo.moe.spec import MoESpec
+    from zoo.spec import parse
+
+    plain = {
+        "type": "moe", "routed": 6, "experts": {"type": "swiglu", "hidden": 12}, "null_experts": {"zero": 1},
+        "router": {"type": "top_k", "k": 3},
+    }  # fmt: skip
+    spec, found = parse(MoESpec, plain), []
+    for backend in ("reference", "triton"):
+        torch.manual_seed(0)
+        layer = replace(spec, backend=backend).build(8)
+        x = torch.randn(13, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = layer(x, RoutingContext(shape=(1, 13), mask=torch.ones(13, dtype=torch.bool))).y
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad for p in layer.parameters())])
+    for got, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
