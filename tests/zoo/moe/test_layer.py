@@ -257,7 +257,5 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     plain = {"routed": 3, "experts": {"type": "gelu", "hidden": 5}, "router": {"type": "top_k"}, "backend": "triton"}
     layer = parse(MoESpec, {"type": "moe", **plain}).build(8)
-    with pytest.raises(
-        ValueError, match="no kernel for GELUExperts on cpu; expected backend: fused"
-    ):
+    with pytest.raises(ValueError, match="no kernel for GELUExperts on cpu; expected backend: fused"):
         layer(torch.randn(6, 8), RoutingContext(shape=(1, 6), mask=torch.ones(6, dtype=torch.bool)))
