@@ -9,9 +9,12 @@ import functools
 import random
 from collections.abc import Iterator
 
+import torch
+
 from zoo import registry
 from zoo.laws.cases import Case, Refused, layer_case, surgery_case, trunk_case
 from zoo.laws.examples import BASE, SURGERIES, variants
+from zoo.moe.kernels import triton
 from zoo.spec import Plain
 
 RICH: Plain = {
@@ -75,9 +78,10 @@ def _random_cases(count: int) -> Iterator[Case]:
 
 
 def _described(kind: str, name: str) -> list[tuple[str, Plain]]:
-    """The variants of a part, none where it cannot be imported or described."""
+    """The variants of a part that can run here, none where it cannot be imported or described."""
+    here = triton.available(torch.device("cpu"))  # laws run on the CPU
     try:
-        return list(variants(kind, name))
+        return [(label, part) for label, part in variants(kind, name) if here or part.get("backend") != "triton"]
     except (ValueError, ImportError, AttributeError):
         return []
 
