@@ -91,19 +91,18 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """y, and the inner activations of every chunk where they are kept."""
     # Products go into buffers: a fresh output each time costs more in page faults than it does in arithmetic.
-    whole = x.new_empty(plan.rows if keep else plan.widest, up.shape[1])
-    rows, a, out = (x.new_empty(plan.widest, width) for width in (x.shape[1], down.shape[2], down.shape[1]))
-    y, weight, kept, start = x.new_zeros(len(x), down.shape[1]), gate.reshape(-1, 1), [], 0
+    widths = (x.shape[1], up.shape[1], down.shape[2], down.shape[1])
+    rows, whole, a, out = (x.new_empty(plan.widest, width) for width in widths)
+    y, weight, kept = x.new_zeros(len(x), down.shape[1]), gate.reshape(-1, 1), []
     for chunk in plan.chunks:
         n = len(chunk.token)
-        inner = whole[start : start + n] if keep else whole[:n]
+        inner = x.new_empty(n, up.shape[1]) if keep else whole[:n]
         torch.index_select(x, 0, chunk.token, out=rows[:n])
         _products(rows[:n], up.mT, chunk, inner)
         activation.forward(inner, a[:n]).mul_(weight.index_select(0, chunk.order))
         _products(a[:n], down.mT, chunk, out[:n])
         y.index_add_(0, chunk.token, out[:n])
         kept.append(inner)
-        start += n
     return y, kept
 
 
