@@ -26,8 +26,7 @@ DENSE = "dense SwiGLU"
 DEFAULT: str = MoESpec.backend
 # name -> backend and further keys of the layer's spec
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"moezoo {b}": (b, {}) for b in BACKENDS}
-if hasattr(MoESpec, "recompute"):
-    VARIANTS[f"moezoo {DEFAULT}, recompute"] = (DEFAULT, {"recompute": True})
+VARIANTS[f"moezoo {DEFAULT}, recompute"] = (DEFAULT, {"recompute": True})
 
 
 @dataclass(frozen=True)

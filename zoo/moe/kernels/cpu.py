@@ -91,18 +91,18 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """y, and the inner activations of every chunk where they are kept."""
     # Products go into buffers: a fresh output each time costs more in page faults than it does in arithmetic.
-    widths = (x.shape[1], up.shape[1], down.shape[2], down.shape[1])
-    rows, whole, a, out = (x.new_empty(plan.widest, width) for width in widths)
+    rows, a, out = (x.new_empty(plan.widest, width) for width in (x.shape[1], down.shape[2], down.shape[1]))
     y, weight, kept = x.new_zeros(len(x), down.shape[1]), gate.reshape(-1, 1), []
+    inner = x.new_empty(0 if keep else plan.widest, up.shape[1])
     for chunk in plan.chunks:
         n = len(chunk.token)
-        inner = x.new_empty(n, up.shape[1]) if keep else whole[:n]
         torch.index_select(x, 0, chunk.token, out=rows[:n])
-        _products(rows[:n], up.mT, chunk, inner)
-        activation.forward(inner, a[:n]).mul_(weight.index_select(0, chunk.order))
+        one = _products(rows[:n], up.mT, chunk, x.new_empty(n, up.shape[1]) if keep else inner[:n])
+        activation.forward(one, a[:n]).mul_(weight.index_select(0, chunk.order))
         _products(a[:n], down.mT, chunk, out[:n])
         y.index_add_(0, chunk.token, out[:n])
-        kept.append(inner)
+        if keep:
+            kept.append(one)
     return y, kept
 
 
@@ -142,13 +142,15 @@ def _gradients(ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate
     grad_up, grad_down = _unwritten(up, plan, want_up), _unwritten(down, plan, want_down)
     weight = gate.flatten()
     grad_gate = torch.zeros_like(weight) if want_gate else None
-    widths = (x.shape[1], grad.shape[1], up.shape[1], up.shape[1], down.shape[2])
+    widths = (x.shape[1], grad.shape[1], up.shape[1], down.shape[2])
     buffers = [x.new_empty(plan.widest, width) for width in widths]
+    again = x.new_empty(plan.widest if ctx.kept is None else 0, up.shape[1])  # inner activations computed anew
     for i, chunk in enumerate(plan.chunks):
-        rows, out, inner, grad_inner, a = (buffer[: len(chunk.token)] for buffer in buffers)
+        n = len(chunk.token)
+        rows, out, grad_inner, a = (buffer[:n] for buffer in buffers)
         torch.index_select(x, 0, chunk.token, out=rows)
         torch.index_select(grad, 0, chunk.token, out=out)
-        inner = _products(rows, up.mT, chunk, inner) if ctx.kept is None else ctx.kept[i]
+        inner = _products(rows, up.mT, chunk, again[:n]) if ctx.kept is None else ctx.kept[i]
         share = weight.index_select(0, chunk.order)
         _products(out, down, chunk, a)  # the gradient of the activation before its gate, then the activation itself
         unweighed = a.clone() if grad_gate is not None else a
