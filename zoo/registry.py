@@ -40,8 +40,8 @@ TABLE: dict[str, dict[str, str]] = {
         "moe": "zoo.moe.spec:MoESpec",
     },
     "block": {
-        "sequential": "zoo.backbone.blocks:SequentialSpec",
-        "adaln": "zoo.backbone.blocks:AdaLNSpec",
+        "sequential": "zoo.backbone.blocks.sequential:SequentialSpec",
+        "adaln": "zoo.backbone.blocks.adaln:AdaLNSpec",
     },
     "surgery": {
         "copy": "zoo.surgery.copy:CopySpec",
@@ -61,6 +61,7 @@ TABLE: dict[str, dict[str, str]] = {
     "tokenizer": {
         "bytes": "modalities.text.tokenizer:BytesSpec",
         "hugging_face": "modalities.text.tokenizer:HuggingFaceSpec",
+        "files": "modalities.text.files_tokenizer:FilesSpec",
     },
     "tower": {
         "patch": "modalities.vision.towers:PatchTowerSpec",

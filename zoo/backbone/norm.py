@@ -1,9 +1,13 @@
-"""Root-mean-square norm (arXiv 1910.07467) and its adaptive form."""
+"""Norms of the trunk: root mean square (arXiv 1910.07467), layer (arXiv 1607.06450), and the adaptive form."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+NormKind = Literal["rms", "layer"]
 
 
 class RMSNorm(nn.RMSNorm):
@@ -14,6 +18,27 @@ class RMSNorm(nn.RMSNorm):
         if x.dtype.itemsize >= 4:
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm with weight and bias, computed in float32 at least and returned in the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        if x.dtype.itemsize >= 4:
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm:
+    """A norm over the last axis."""
+    return RMSNorm(dim, eps=eps) if kind == "rms" else LayerNorm(dim, eps=eps)
+
+
+def norm_size(kind: NormKind, dim: int) -> int:
+    """Parameters of such a norm."""
+    return dim if kind == "rms" else 2 * dim
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modalities.base import Tokens
-from zoo.backbone.blocks import BlockSpec, Place
+from zoo.backbone.blocks.base import BlockSpec, Place
 from zoo.backbone.cache import Cache
 from zoo.backbone.context import BlockContext, Carry
 from zoo.backbone.mask import attention_mask
-from zoo.backbone.norm import RMSNorm
+from zoo.backbone.norm import NormKind, build_norm, norm_cost
 from zoo.backbone.rope import RopeSpec, angles
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
@@ -44,6 +44,7 @@ class BackboneSpec:
     dim         width D
     layers      groups of equal blocks, in order
     rope        rotary positions
+    norm        kind of the blocks' norms and the final one: rms or layer (with bias; PhiMoE)
     norm_eps    epsilon of all norms
     cond        width of the rows' conditioning, 0 for none
     checkpoint  recompute activations of blocks in the backward pass instead of keeping them
@@ -52,6 +53,7 @@ class BackboneSpec:
     dim: int
     layers: tuple[LayersSpec, ...]
     rope: RopeSpec = RopeSpec()
+    norm: NormKind = "rms"
     norm_eps: float = 1e-6
     cond: int = 0
     checkpoint: bool = False
@@ -105,9 +107,10 @@ class BackboneSpec:
 
     def cost(self, length: float = 0) -> Cost:
         """Of the whole trunk, for a token that sees `length` keys."""
-        total = Cost(self.dim, self.dim, 0)  # the final norm
+        norm = norm_cost(self.norm, self.dim)
+        total = norm  # the final one
         for layers in self.layers:
-            total = total + layers.block.cost(self.dim, length, self.cond).times(layers.repeat)
+            total = total + layers.block.cost(self.dim, length, self.cond, norm).times(layers.repeat)
         return total
 
     def build(self) -> Backbone:
@@ -134,11 +137,11 @@ class Backbone(nn.Module):
         attention = moe = 0
         for layers in spec.layers:
             for _ in range(layers.repeat):
-                block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond))
+                block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond, spec.norm))
                 attention, moe = attention + len(block.attentions), moe + len(block.moes)
                 self.blocks.append(block)
         self.attentions = attention
-        self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = build_norm(spec.norm, spec.dim, spec.norm_eps)
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""

@@ -1,0 +1,1 @@
+"""Blocks: how attention, feed-forward layers and residuals are wired."""
