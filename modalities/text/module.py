@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens, pad_rows
+from modalities.text.files_tokenizer import FilesTokenizer
 from modalities.text.sampling import draw
 from modalities.text.spec import TextSpec
 
@@ -26,21 +28,38 @@ class Text(Modality):
         super().__init__()
         self.spec = spec
         self.tokenizer = spec.tokenizer.build()
-        self.embedding = nn.Embedding(self.tokenizer.vocab_size, dim)
+        rows = spec.rows(self.tokenizer.vocab_size)
+        self.embedding = nn.Embedding(rows, dim)
         # As a tied head on a normed state (length sqrt(D)) this gives logits of deviation 1.
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.head: nn.Linear | None = None
         if not spec.tie:
-            self.head = nn.Linear(dim, self.tokenizer.vocab_size, bias=False)
+            self.head = nn.Linear(dim, rows, bias=False)
             nn.init.normal_(self.head.weight, std=0.02)
+        self.head_bias = nn.Parameter(torch.zeros(rows)) if spec.head_bias else None
+        self.folder: Path | None = None
+
+    def attach(self, folder: Path) -> None:
+        """Names the folder the model was loaded from: its tokenizer files are read when they are first needed, and
+        copied beside the weights when the model is saved. Nothing is read here, and none of them has to be there."""
+        self.folder = folder
+        if isinstance(self.tokenizer, FilesTokenizer):
+            self.tokenizer.attach(folder)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [...] to embeddings [..., D]."""
-        return self.embedding(ids)
+        found = self.embedding(ids)
+        return found if self.spec.scale == 1 else found * self.spec.scale
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D] of the map to logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to logits [..., V]."""
-        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        found = F.linear(hidden, self.head_weight, self.head_bias)
+        return found if self.spec.logit_scale == 1 else found * self.spec.logit_scale
 
     def example(self, raw: Raw) -> dict[str, Tensor]:
         """{"text": str} to {"ids": int64 [n]}, eos included unless the raw says `ends: False` (more text follows).

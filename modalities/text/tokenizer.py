@@ -25,11 +25,25 @@ class Tokenizer(Protocol):
         """The id that ends a document."""
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a text, `eos` among them; none where it is not known how texts end."""
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Ids that are never drawn."""
+
+    @property
     def pad(self) -> int:
         """The id that fills rows; always masked."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued: with the special ids that stand in front of every row; never none."""
+
+    def special(self, token: str) -> int | None:
+        """The id whose whole content is this special token, None where there is none."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; what is not text is replaced, never an error."""
@@ -43,10 +57,19 @@ class ByteTokenizer:
 
     vocab_size = 259
     bos, eos, pad = 256, 257, 258
+    ends, never = (257,), (256, 258)
 
     def encode(self, text: str) -> list[int]:
         """The bytes of the text; lone surrogates become '?'."""
         return list(text.encode("utf-8", errors="replace"))
+
+    def prompt(self, text: str) -> list[int]:
+        """bos and the bytes."""
+        return [self.bos, *self.encode(text)]
+
+    def special(self, token: str) -> int | None:
+        """None: special ids have no name in a text."""
+        return None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes, U+FFFD for what is no UTF-8; special ids are left out."""
@@ -75,6 +98,8 @@ class HuggingFaceTokenizer:
         self.eos = int(eos)
         self.bos = self.eos if first is None else int(first)
         self.pad = self.eos if self.inner.pad_token_id is None else int(self.inner.pad_token_id)
+        self.ends = (self.eos,)
+        self.never = tuple(sorted({self.bos, self.pad} - {self.eos}))
 
     @property
     def vocab_size(self) -> int:
@@ -84,6 +109,15 @@ class HuggingFaceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text without special ids."""
         return list(self.inner.encode(text, add_special_tokens=False))
+
+    def prompt(self, text: str) -> list[int]:
+        """bos (eos where there is none) and the text."""
+        return [self.bos, *self.encode(text)]
+
+    def special(self, token: str) -> int | None:
+        """The id of a special token by its content."""
+        known = token in self.inner.all_special_tokens
+        return int(self.inner.convert_tokens_to_ids(token)) if known else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special ones left out."""
