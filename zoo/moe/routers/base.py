@@ -76,32 +76,42 @@ class Router(Precise):
         `Routing.update` over the micro-batches and ranks of the step, in float64. Nothing by default."""
 
 
+def surely(flag: Tensor) -> bool:
+    """Whether all of `flag` hold, where asking costs next to nothing (a CPU, eager); False says nothing."""
+    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and bool(flag.all())
+
+
 def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
     """Softmax over the chosen experts and the shared columns: raw [T, E + Ns], expert [T, K] -> [T, K], [T, Ns].
 
     Taken over these columns alone, so that a choice far below the best logit keeps its precision.
     """
-    empty = expert >= pool.experts
-    logit = raw.gather(1, expert.clamp(max=pool.experts - 1))
-    columns = logit.masked_fill(empty, torch.finfo(raw.dtype).min)  # finite, so that a row of them has a gradient
+    full = expert < pool.experts
+    empty = None if surely(full) else ~full
+    columns = raw.gather(1, expert if empty is None else expert.clamp(max=pool.experts - 1))
+    if empty is not None:
+        columns = columns.masked_fill(empty, torch.finfo(raw.dtype).min)  # finite, so a row of them has a gradient
     if pool.shared:
         columns = torch.cat([columns, raw[:, pool.experts :]], dim=-1)
-    share = torch.softmax(columns, dim=-1)
-    return share[:, : expert.shape[1]].masked_fill(empty, 0), share[:, expert.shape[1] :]
+    share, slots = torch.softmax(columns, dim=-1), expert.shape[1]
+    chosen = share[:, :slots] if pool.shared else share
+    return chosen if empty is None else chosen.masked_fill(empty, 0), share[:, slots:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGateSpec(RouterSpec):
-    """A router whose logits are one bias-free linear map of its input.
+    """A router whose logits are one linear map of its input.
 
-    jitter    training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
-    init_std  standard deviation of the initial gate weights
-    bias      holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
+    jitter     training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
+    init_std   standard deviation of the initial gate weights
+    bias       holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
+    gate_bias  whether the linear map has a (learned) bias, which logits and so weights see too (gpt-oss)
     """
 
     jitter: float = 0.0
     init_std: float = 0.02
     bias: bool = False
+    gate_bias: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter < 1:
@@ -110,31 +120,38 @@ class LinearGateSpec(RouterSpec):
             raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     def cost(self, dim: int, pool: Pool) -> Cost:
-        return linear_cost(dim, pool.columns)
+        return linear_cost(dim, pool.columns, self.gate_bias)
 
 
 class LinearGate(Router):
-    """Holds the gate matrix [E + Ns, D] and the selection bias; subclasses choose and weigh."""
+    """Holds the gate matrix [E + Ns, D], its bias [E + Ns] where it has one, and the selection bias; subclasses choose
+    and weigh."""
 
     def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
         super().__init__(pool)
         self.jitter = spec.jitter
         self.init_std = spec.init_std
         self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
+        self.gate_bias = nn.Parameter(torch.zeros(pool.columns, dtype=torch.float32)) if spec.gate_bias else None
         self.register_buffer("bias", torch.zeros(pool.experts, dtype=torch.float32) if spec.bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the gate anew; the bias starts at zero."""
+        """Draws the gate anew; the biases start at zero."""
         nn.init.normal_(self.weight, std=self.init_std)
+        if self.gate_bias is not None:
+            nn.init.zeros_(self.gate_bias)
 
     def logits(self, x: Tensor) -> Tensor:
         """[T, D] -> raw logits [T, E + Ns], in float32 at least whatever autocast says."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.logits(x)
-        return F.linear(x.to(dtype), self.weight.to(dtype))
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.linear(x, self.weight, self.gate_bias)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        bias = None if self.gate_bias is None else self.gate_bias.to(dtype)
+        return F.linear(x.to(dtype), self.weight.to(dtype), bias)
 
     def selection_logits(self, x: Tensor, raw: Tensor, ctx: RoutingContext) -> Tensor:
         """[T, E] the logits selection looks at: `raw`, or those of a jittered input in training."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen
+from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen, surely
 from zoo.moe.routing import Routing, RoutingContext
 
 
@@ -91,10 +91,10 @@ class TopKRouter(LinearGate):
         if self.spec.groups > 1:
             scores = self._limit_groups(scores)
         best, expert = scores.topk(self.spec.k, dim=-1)
-        empty = ~ctx.mask[:, None]
         if ctx.exclude is not None:
-            empty = empty | (best == -torch.inf)
-        expert = expert.masked_fill(empty, self.pool.experts)
+            expert = expert.masked_fill(best == -torch.inf, self.pool.experts)
+        if not surely(ctx.mask):
+            expert = expert.masked_fill(~ctx.mask[:, None], self.pool.experts)
         gate, shared = self.weigh(raw, expert)
         return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
 
@@ -111,10 +111,9 @@ class TopKRouter(LinearGate):
             gate, shared = share_of_chosen(raw, expert, self.pool)
             gate = gate if self.spec.scale == 1 else gate * self.spec.scale
             return gate, shared if self.pool.shared else None
-        full = expert < self.pool.experts
-        index = expert.clamp(max=self.pool.experts - 1)
         score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
-        gate = torch.where(full, score.gather(1, index), 0)
+        full, gate = expert < self.pool.experts, score.gather(1, expert.clamp(max=self.pool.experts - 1))
+        gate = gate if surely(full) else torch.where(full, gate, 0)
         shared = score[:, self.pool.experts :]
         if self.spec.normalize == "selected":
             total = gate.sum(-1, keepdim=True) + shared.sum(-1, keepdim=True)
