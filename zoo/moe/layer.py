@@ -113,7 +113,7 @@ class MoE(nn.Module):
             y = reference.mixture(handle.sent, handle.routing, self.experts, handle.ctx)
         else:
             y = self.experts.mixture(handle.sent, handle.routing, recompute=self.spec.recompute)
-        y = self.experts.after(y)
+        y = self.experts.after(y, handle.routing)
         null = self.null_experts(handle.x, handle.routing)
         return y if null is None else y + null.to(y.dtype)
 

@@ -53,6 +53,10 @@ class MoESpec(FeedForwardSpec):
     def __post_init__(self) -> None:
         if self.routed < 1:
             raise ValueError(f"routed: got {self.routed}, expected 1 or more (null experts alone compute nothing)")
+        try:
+            self.experts.check(self.routed)
+        except ValueError as error:
+            raise ValueError(f"experts.{error}") from error
         parts = [("router", self.router)]
         parts += [(f"policy[{i}]", p) for i, p in enumerate(self.policy)]  # type: ignore[misc]
         parts += [(f"balance[{i}]", b) for i, b in enumerate(self.balance)]  # type: ignore[misc]
@@ -89,9 +93,8 @@ class MoESpec(FeedForwardSpec):
     def cost(self, dim: int) -> Cost:
         """Null experts take their share of a token's slots: at even load a token uses
         mean k * R / E routed experts."""
-        expert, pool = self.experts.cost(dim), self.pool
-        used = self.router.mean_k(pool) * self.routed / pool.experts
-        routed = Cost(expert.total * self.routed, expert.active * used, expert.flops * used)
+        pool = self.pool
+        routed = self.experts.layer_cost(dim, self.routed, self.router.mean_k(pool) * self.routed / pool.experts)
         shared = self.shared.cost(dim) if self.shared else Cost()
         return self.router.cost(dim, pool) + routed + shared + null_cost(dim, pool)
 

@@ -25,9 +25,18 @@ class ExpertSpec:
 
     kind: ClassVar[str] = "expert"
 
+    def check(self, count: int) -> None:
+        """Raises ValueError("key: ...") where there cannot be `count` such experts in a layer."""
+
     def cost(self, dim: int) -> Cost:
         """Parameters and operations of one expert."""
         raise NotImplementedError
+
+    def layer_cost(self, dim: int, count: int, used: float) -> Cost:
+        """Of `count` experts of which a token uses `used` on average: that many times one expert, unless experts share
+        maps."""
+        one = self.cost(dim)
+        return Cost(one.total * count, one.active * used, one.flops * used)
 
     def build(self, dim: int, count: int, backend: Backend) -> Experts:
         """`count` experts, stacked."""
@@ -56,8 +65,9 @@ class Experts(nn.Module):
         """What is dispatched for x [T, D]: x itself, or something narrower [T, width of a row] that travels."""
         return x
 
-    def after(self, y: Tensor) -> Tensor:
-        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width."""
+    def after(self, y: Tensor, routing: Routing) -> Tensor:
+        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width. Tokens that routing
+        masks stay zero."""
         return y
 
     def fuses(self, x: Tensor) -> bool:
