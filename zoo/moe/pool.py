@@ -64,6 +64,7 @@ class Properties:
     task_gradient  how the task loss reaches the router: exact, partial (not for all tokens), estimator, none
     noise          whether training draws random numbers
     fixed_k        whether every real token fills the same number of slots
+    inference      whether it acts outside training only
     """
 
     scope: Literal["token", "sequence", "batch"] = "token"
@@ -71,3 +72,4 @@ class Properties:
     task_gradient: Literal["exact", "partial", "estimator", "none"] = "exact"
     noise: bool = False
     fixed_k: bool = True
+    inference: bool = False
