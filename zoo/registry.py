@@ -22,6 +22,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "policy": {
         "capacity": "zoo.moe.policies.capacity:CapacitySpec",
+        "reroute": "zoo.moe.policies.reroute:RerouteSpec",
     },
     "expert": {
         "swiglu": "zoo.moe.experts.ffn:SwiGLUSpec",

@@ -45,7 +45,14 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"combine": "sparsemixer", "near_tie": 0.2},
         {"jitter": 0.3},
     ],
-    ("policy", "capacity"): [{"factor": 0.6}, {"factor": 0.6, "null_too": True}, {"factor": 8.0}],
+    ("policy", "capacity"): [
+        {"factor": 0.6},
+        {"factor": 0.6, "null_too": True, "tau": 0.5, "first_choices": True},
+        {"factor": 0.6, "level": "device", "devices": 2, "drop_first": [0]},
+        {"factor": 0.6, "priority": "random", "seed": 3, "inference": True},
+        {"factor": 8.0},
+    ],
+    ("policy", "reroute"): [{"devices": 2}, {"devices": 2, "level": "device", "factor": 0.6}],
     ("balance", "switch"): [
         {"groups": 2},
         {"null_weight": 0.75},

@@ -87,6 +87,7 @@ class MoESpec(FeedForwardSpec):
                 task_gradient=max(result.task_gradient, other.task_gradient, key=gradients.index),
                 noise=result.noise or other.noise,
                 fixed_k=result.fixed_k and other.fixed_k,
+                inference=result.inference or other.inference,
             )
         return result
 

@@ -34,8 +34,11 @@ class Stats:
 
     @cached_property
     def kept(self) -> Tensor:
-        """[] slots left after policies."""
-        return self.load.sum() if self.routing.chosen is None else self.routing.full.sum()
+        """[] chosen slots left after policies; a slot that a policy added was not chosen."""
+        if self.routing.chosen is None:
+            return self.load.sum()
+        chosen, left = self.routing.chosen, self.routing.expert
+        return ((chosen[..., None] == left[:, None]).any(-1) & (chosen < self.pool.experts)).sum()
 
     @cached_property
     def null(self) -> Tensor:
