@@ -27,6 +27,7 @@ TABLE: dict[str, dict[str, str]] = {
     "expert": {
         "swiglu": "zoo.moe.experts.ffn:SwiGLUSpec",
         "gelu": "zoo.moe.experts.ffn:GELUSpec",
+        "latent": "zoo.moe.experts.latent:LatentSpec",
     },
     "balance": {
         "switch": "zoo.moe.balance.switch:SwitchSpec",
@@ -43,6 +44,17 @@ TABLE: dict[str, dict[str, str]] = {
     "block": {
         "sequential": "zoo.backbone.blocks.sequential:SequentialSpec",
         "adaln": "zoo.backbone.blocks.adaln:AdaLNSpec",
+    },
+    "attention": {
+        "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",
+    },
+    "rope_scaling": {
+        "linear": "zoo.backbone.rope_scaling:LinearSpec",
+        "ntk": "zoo.backbone.rope_scaling:NTKSpec",
+        "dynamic": "zoo.backbone.rope_scaling:DynamicSpec",
+        "yarn": "zoo.backbone.rope_scaling:YarnSpec",
+        "llama3": "zoo.backbone.rope_scaling:Llama3Spec",
+        "longrope": "zoo.backbone.rope_scaling:LongRopeSpec",
     },
     "surgery": {
         "copy": "zoo.surgery.copy:CopySpec",
@@ -85,6 +97,16 @@ TABLE: dict[str, dict[str, str]] = {
         "dac": "modalities.codecs.spec:DacSpec",
         "encodec": "modalities.codecs.spec:EncodecSpec",
         "mimi": "modalities.codecs.spec:MimiSpec",
+    },
+    "claim": {  # checks of what entries promise; they train, so they live above the zoo, which never imports them
+        "band": "training.claims.band:BandSpec",
+        "load_balanced": "training.claims.band:LoadBalancedSpec",
+        "monotone": "training.claims.sweep:MonotoneSpec",
+        "ablation": "training.claims.sweep:AblationSpec",
+        "loss_not_worse": "training.claims.losses:LossNotWorseSpec",
+        "loss_better": "training.claims.losses:LossBetterSpec",
+        "more_experts_on_hard_tokens": "training.claims.tokens:HardTokensSpec",
+        "groups_equal": "training.claims.tokens:GroupsEqualSpec",
     },
     "data": {
         "tinyshakespeare": "modalities.text.data:TinyShakespeareSpec",

@@ -2,7 +2,7 @@
 
 A spec is a frozen keyword-only dataclass. A field may hold a number, a string, a Literal, a nested spec, a tuple or
 mapping of these, or a *socket*: a dataclass with a class variable `kind`, whose `type:` key picks the registered
-class. Errors name the path in the YAML and the nearest valid choice:
+class (the socket's `default_type` where it is left out). Errors name the path in the YAML and the nearest valid choice:
 
     SpecError: backbone.layers[0].block.ffn.router: unknown key 'kk' (did you mean 'k'?)
 """
@@ -101,6 +101,8 @@ def _socket(cls: type, kind: str, value: dict[str, Any], path: str) -> type:
     if "type" not in value:
         if registry.is_registered(cls):
             return cls
+        if hasattr(cls, "default_type"):
+            return typing.cast(type, registry.get(kind, cls.default_type))
         raise SpecError(f"{_join(path, 'type')}: missing; expected one of {', '.join(registry.names(kind))}")
     try:
         found = registry.get(kind, value.pop("type"))

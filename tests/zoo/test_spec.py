@@ -139,11 +139,6 @@ BLOCK = "layers.0.block."
         (BLOCK + "attention.kv_heads", 0, r"^layers\[0\]\.block\.attention\.kv_heads: got 0, expected 1 or more"),
         (BLOCK + "attention.head_dim", -2, r"^layers\[0\]\.block\.attention\.head_dim: got -2, expected 1 or more"),
         (BLOCK + "attention.head_dim", 5, r"^layers\[0\]\.block\.attention\.head_dim: got 5, expected an even number"),
-        (
-            BLOCK + "attention.head_dim",
-            8,
-            r"^layers\[1\]\.block\.attention\.head_dim: got 4, expected 8 as in the first",
-        ),
         ("dim", 18, r"^layers\[0\]\.block\.attention\.heads: width 18 does not divide into 4 heads; set head_dim"),
         ("dim", 0, r"^dim: got 0, expected 1 or more"),
         ("cond", 0, r"^layers\[1\]\.block\.type: an adaln block needs backbone\.cond"),

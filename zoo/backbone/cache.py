@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from torch import Tensor
+
+from modalities.base import Tokens
 
 
 class Growing:
@@ -14,16 +19,16 @@ class Growing:
 
     def append(self, new: Tensor) -> Tensor:
         """All values so far, the new ones last (a view)."""
-        end = self.length + new.shape[self.axis]
+        start, count = self.length, new.shape[self.axis]
+        self.length = end = start + count
         if self.buffer is None or end > self.buffer.shape[self.axis]:
             shape = list(new.shape)
             shape[self.axis] = max(2 * end, 16)
             grown = new.new_empty(shape)
             if self.buffer is not None:
-                grown.narrow(self.axis, 0, self.length).copy_(self.buffer.narrow(self.axis, 0, self.length))
+                grown.narrow(self.axis, 0, start).copy_(self.buffer.narrow(self.axis, 0, start))
             self.buffer = grown
-        self.buffer.narrow(self.axis, self.length, new.shape[self.axis]).copy_(new)
-        self.length = end
+        self.buffer.narrow(self.axis, start, count).copy_(new)
         return self.buffer.narrow(self.axis, 0, end)
 
     def reorder(self, rows: Tensor) -> None:
@@ -32,33 +37,92 @@ class Growing:
             self.buffer = self.buffer.index_select(0, rows)
 
 
+class Sliding(Growing):
+    """Keeps the last `window` - 1 values, all that later ones can see; moves them when twice as many have come."""
+
+    def __init__(self, axis: int, window: int) -> None:
+        super().__init__(axis)
+        self.window = window
+
+    def append(self, new: Tensor) -> Tensor:
+        """The last window - 1 values before the new ones (a view or a copy), and the new ones."""
+        kept, count = min(self.length, self.window - 1), new.shape[self.axis]
+        if self.length > kept and self._full(count):
+            assert self.buffer is not None
+            last = self.buffer.narrow(self.axis, self.length - kept, kept).clone()
+            self.length = 0
+            super().append(last)
+        whole = super().append(new)
+        seen = whole.narrow(self.axis, self.length - kept - count, kept + count)
+        if count > self.window:  # a long prompt: later tokens see its end alone
+            tail = new.narrow(self.axis, count - self.window + 1, self.window - 1)
+            self.buffer, self.length = None, 0
+            super().append(tail)
+        return seen
+
+    def _full(self, count: int) -> bool:
+        return self.buffer is not None and self.length + count > self.buffer.shape[self.axis]
+
+
 class Cache:
-    """Keys and values of `modules` attention modules, with mask, document, span and bidirectional of past tokens.
+    """What attention modules keep of past tokens, one window (or None) per module; and the tokens' own fields.
+
+    length  tokens seen so far
+    slots   tensors [B, H, L, d] of each module, as many as it keeps (keys and values, or latents)
+    tokens  mask, document, span and bidirectional [B, L] of past tokens, those that some token gave
+    states  by module index: what attention with a state instead of keys carries on, batch first
+    routes  what a router must remember between decoding steps, batch first
 
     Inference only: nothing in it carries a gradient.
     """
 
-    def __init__(self, modules: int) -> None:
-        self.keys = [Growing(2) for _ in range(modules)]
-        self.values = [Growing(2) for _ in range(modules)]
-        self.tokens = {name: Growing(1) for name in ("mask", "document", "span", "bidirectional")}
-        self.routes: dict[str, Tensor] = {}  # what a router must remember between decoding steps
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        self.windows, self.length = tuple(windows), 0
+        self.slots: list[list[Growing]] = [[] for _ in windows]
+        self.tokens: dict[str, Growing] = {}
+        self.states: dict[int, tuple[Tensor, ...]] = {}
+        self.routes: dict[str, Tensor] = {}
 
-    @property
-    def length(self) -> int:
-        """Tokens seen so far."""
-        return self.tokens["mask"].length
+    def extend(self, tokens: Tokens, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Appends this step's tokens and their fields [B, S]; returns the fields of all tokens so far.
 
-    def extend(self, **fields: Tensor) -> dict[str, Tensor]:
-        """Appends the token fields [B, S] of this step; returns them for all tokens so far."""
-        return {name: self.tokens[name].append(value) for name, value in fields.items()}
+        A field that was never given is left out; one that comes later has its plain meaning for the past.
+        """
+        rows, new = tokens.shape
+        for name, value in fields.items():
+            if name not in self.tokens:
+                self.tokens[name] = Growing(1)
+                self.tokens[name].append(_plain(name, value, rows, self.length))
+        self.length += new
+        return {
+            name: kept.append(fields[name] if name in fields else _plain(name, kept.buffer, rows, new))
+            for name, kept in self.tokens.items()
+        }
 
-    def update(self, module: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends [B, H, S, d] of one attention module; returns keys and values of all tokens so far."""
-        return self.keys[module].append(key.detach()), self.values[module].append(value.detach())
+    def update(self, module: int, *new: Tensor) -> list[Tensor]:
+        """Appends tensors [B, H, S, d] of one attention module; returns each with all that the new tokens may see."""
+        slot, window = self.slots[module], self.windows[module]
+        if not slot:
+            slot.extend(Growing(2) if window is None else Sliding(2, window) for _ in new)
+        return [kept.append(value.detach()) for kept, value in zip(slot, new, strict=True)]
+
+    def real(self) -> Tensor | int:
+        """Past tokens that are not padding: [B, 1], or their number where no row has any padding."""
+        if "mask" not in self.tokens:
+            return self.length
+        kept = self.tokens["mask"]
+        assert kept.buffer is not None
+        return kept.buffer[:, : kept.length].sum(1, keepdim=True)
 
     def reorder(self, rows: Tensor) -> None:
         """Keeps the batch rows `rows` (int64), in that order."""
-        for growing in (*self.keys, *self.values, *self.tokens.values()):
+        for growing in (*(kept for slot in self.slots for kept in slot), *self.tokens.values()):
             growing.reorder(rows)
+        self.states = {i: tuple(t.index_select(0, rows) for t in state) for i, state in self.states.items()}
         self.routes = {name: value.index_select(0, rows) for name, value in self.routes.items()}
+
+
+def _plain(name: str, like: Tensor | None, rows: int, count: int) -> Tensor:
+    """A token field with its plain meaning: real, one document, causal."""
+    assert like is not None
+    return torch.full((rows, count), int(name == "mask"), dtype=like.dtype, device=like.device)

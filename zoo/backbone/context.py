@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from zoo.backbone.cache import Cache
+from zoo.backbone.mask import Visible
+from zoo.backbone.rope import Rotation
 from zoo.moe.record import LayerRecord
 from zoo.moe.routing import RoutingContext
 
@@ -18,18 +20,16 @@ class BlockContext:
     """The same for all blocks of a forward pass.
 
     routing  what routers may look at; blocks set layer, carry and generator
-    rope     cos, sin [B, 1, S, head_dim]
-    mask     [B, 1, S, L] bool or None, as scaled_dot_product_attention takes it
-    causal   its is_causal flag
+    rope     by number of turned dimensions of a head: the turning by these tokens' positions
+    visible  by window: what these tokens see
     cond     [B, C] conditioning of the rows, or None
     cache    key/value cache, or None
     seed     source of the routers' noise; a layer draws from its own generator, so recomputation draws the same
     """
 
     routing: RoutingContext
-    rope: tuple[Tensor, Tensor]
-    mask: Tensor | None
-    causal: bool
+    rope: Mapping[int, Rotation]
+    visible: Mapping[int | None, Visible]
     cond: Tensor | None = None
     cache: Cache | None = None
     seed: int | None = None

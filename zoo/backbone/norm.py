@@ -7,6 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.spec import Cost
+
 NormKind = Literal["rms", "layer"]
 
 
@@ -31,14 +33,15 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
-def make_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm:
+def build_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm:
     """A norm over the last axis."""
     return RMSNorm(dim, eps=eps) if kind == "rms" else LayerNorm(dim, eps=eps)
 
 
-def norm_size(kind: NormKind, dim: int) -> int:
-    """Parameters of such a norm."""
-    return dim if kind == "rms" else 2 * dim
+def norm_cost(kind: NormKind, dim: int) -> Cost:
+    """The cost of such a norm."""
+    count = dim if kind == "rms" else 2 * dim
+    return Cost(count, count, 0)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

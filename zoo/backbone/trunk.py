@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modalities.base import Tokens
+from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec, Place
 from zoo.backbone.cache import Cache
 from zoo.backbone.context import BlockContext, Carry
-from zoo.backbone.mask import attention_mask
+from zoo.backbone.mask import visibility
 from zoo.backbone.norm import NormKind, build_norm, norm_cost
-from zoo.backbone.rope import RopeSpec, angles
+from zoo.backbone.rope import RopeSpec, rotation
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
 from zoo.moe.routing import RoutingContext
@@ -67,16 +69,12 @@ class BackboneSpec:
             raise ValueError(f"cond: got {self.cond}, expected 0 or more")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}, expected more than 0")
-        sizes = {}
         for i, layers in enumerate(self.layers):
             try:
                 layers.block.check(self.dim, self.cond)
             except ValueError as error:
                 raise ValueError(f"layers[{i}].block.{error}") from error
-            attention = getattr(layers.block, "attention", None)
-            if attention is not None:
-                sizes[f"layers[{i}].block.attention.head_dim"] = attention.size(self.dim)
-        self._check_rope(sizes)
+            self._check_rope(layers.block)
         self._check_cond()
 
     def _check_cond(self) -> None:
@@ -87,18 +85,16 @@ class BackboneSpec:
                 "layers (such as adaln)"
             )
 
-    def _check_rope(self, sizes: dict[str, int]) -> None:
-        """All layers turn by the same angles, so their heads are of one size; sizes by the path of their key."""
-        for path, size in sizes.items():
-            first = next(iter(sizes.values()))
-            if size != first:
-                raise ValueError(f"{path}: got {size}, expected {first} as in the first layer")
-            if size % 2:
-                raise ValueError(f"{path}: got {size}, expected an even number for rotary positions")
-            try:
-                self.rope.check(size)
-            except ValueError as error:
-                raise ValueError(f"rope.{error}") from error
+    def _check_rope(self, block: BlockSpec) -> None:
+        """Rotary positions fit the heads of every attention in a block."""
+        for field in dataclasses.fields(block):
+            attention = getattr(block, field.name)
+            turned = attention.rotary(self.dim) if isinstance(attention, AttentionSpec) else 0
+            if turned:
+                try:
+                    self.rope.check(turned)
+                except ValueError as error:
+                    raise ValueError(f"rope.{error}") from error
 
     @property
     def depth(self) -> int:
@@ -140,7 +136,9 @@ class Backbone(nn.Module):
                 block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond, spec.norm))
                 attention, moe = attention + len(block.attentions), moe + len(block.moes)
                 self.blocks.append(block)
-        self.attentions = attention
+        attentions: list[Attention] = [a for block in self.blocks for a in block.attentions]  # type: ignore[union-attr]
+        self.windows = [a.window for a in attentions]
+        self.turned = sorted({a.rotary for a in attentions if a.rotary})
         self.norm = build_norm(spec.norm, spec.dim, spec.norm_eps)
 
     def moe_layers(self) -> list[MoE]:
@@ -149,7 +147,7 @@ class Backbone(nn.Module):
 
     def new_cache(self) -> Cache:
         """An empty key/value cache."""
-        return Cache(self.attentions)
+        return Cache(self.windows)
 
     def forward(
         self,
@@ -193,18 +191,15 @@ class Backbone(nn.Module):
         return values
 
     def _context(self, tokens: Tokens, cache: Cache | None, step: Tensor | None, seed: int | None) -> BlockContext:
-        position = tokens.position
+        position, rope = tokens.position, self.spec.rope
         if position is None:
             start = 0 if cache is None else cache.length
             index = torch.arange(start, start + tokens.shape[1], device=tokens.embedding.device)
-            position = index.view(1, -1, 1).expand(tokens.shape[0], -1, 1)
-        head_dim = next(a.size for block in self.blocks for a in block.attentions)  # type: ignore[union-attr]
-        mask, causal = attention_mask(tokens, cache)
+            position = index.view(1, -1, 1)
         return BlockContext(
             routing=RoutingContext.of(tokens, step=step, training=self.training),
-            rope=angles(position, self.spec.rope, head_dim),
-            mask=mask,
-            causal=causal,
+            rope={turned: rotation(position, rope, turned, tokens.mask) for turned in self.turned},
+            visible=visibility(tokens, cache, set(self.windows)),
             cond=tokens.cond,
             cache=cache,
             seed=seed,

@@ -57,9 +57,7 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
     mask = attention_mask.bool()[:, -ids.shape[1] :].to(ids.device)
     position = mask.cumsum(1) - 1
     if cache is not None and past:
-        seen = cache.tokens["mask"].buffer
-        assert seen is not None
-        position = position + seen[:, :past].sum(1, keepdim=True)
+        position = position + cache.real()
     return Tokens(embedding=text.embed(ids), mask=mask, position=position.clamp(min=0).unsqueeze(-1), ids=ids)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from modalities.base import Tokens
 from zoo.backbone.cache import Cache, Growing
-from zoo.backbone.rope import rotate
 from zoo.backbone.trunk import Backbone
 
 Build = Callable[..., Backbone]
@@ -30,8 +29,7 @@ def by_hand(trunk: Backbone, x: Tensor, tokens: Tokens) -> Tensor:
         if module.q_norm is not None:
             query = query * (query.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * module.q_norm.weight
             key = key * (key.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * module.k_norm.weight
-        cos, sin = (turn[:, 0].double() for turn in ctx.rope)
-        query, key = (rotate(t[:, None], cos[:, None], sin[:, None])[:, 0] for t in (query, key))
+        query, key = (ctx.rope[size].turn(t[:, None])[:, 0] for t in (query, key))
         score = query @ key.transpose(1, 2) / size**0.5
         later = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
         heads.append(score.masked_fill(later, -torch.inf).softmax(-1) @ value)
@@ -62,11 +60,12 @@ def test_key_heads_shrink_the_maps_and_the_cache(trunk: Build, tokens: Make) -> 
     cache = built.new_cache()
     with torch.no_grad():
         built(given, cache)
-    assert cache.keys[0].length == 6 and tuple(cache.keys[0].buffer.shape[:2]) == (2, 2)
+    assert [kept.length for kept in cache.slots[0]] == [6, 6]
+    assert all(tuple(kept.buffer.shape[:2]) == (2, 2) for kept in cache.slots[0])
 
 
 def test_the_cache_counts_attention_modules(trunk: Build) -> None:
-    assert len(trunk().new_cache().keys) == 2
+    assert len(trunk().new_cache().slots) == 2
 
 
 def test_growing_keeps_values_and_copies_rarely() -> None:
@@ -93,7 +92,7 @@ def test_reordering_a_cache_reorders_what_follows(trunk: Build, tokens: Make) ->
 
 
 def test_reordering_takes_remembered_routes_along() -> None:
-    cache = Cache(1)
+    cache = Cache([None])
     cache.routes["state"] = torch.tensor([[1.0], [2.0]])
     cache.reorder(torch.tensor([1, 1, 0]))
     assert cache.routes["state"].flatten().tolist() == [2.0, 2.0, 1.0]

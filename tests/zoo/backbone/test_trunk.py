@@ -84,7 +84,7 @@ def test_a_cache_is_filled_once_also_where_activations_are_recomputed(trunk: Bui
     built = trunk(plain(), checkpoint=True).train()
     cache = built.new_cache()
     built(tokens(), cache).tokens.embedding.sum().backward()
-    assert cache.keys[0].length == 6
+    assert cache.slots[0][0].length == 6
 
 
 def test_every_moe_layer_leaves_a_record_in_order(trunk: Build, tokens: Make) -> None:

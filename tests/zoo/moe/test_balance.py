@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from modalities.base import Tokens
-from zoo.backbone.attention import AttentionSpec
-from zoo.backbone.blocks import SequentialSpec
+from zoo.backbone.attention import GroupedQuerySpec
+from zoo.backbone.blocks.sequential import SequentialSpec
 from zoo.backbone.trunk import BackboneSpec, LayersSpec
 from zoo.moe.balance.base import BalanceContext, BalanceSpec, Counts
 from zoo.moe.balance.bias import BiasSpec
@@ -154,7 +154,7 @@ def test_weights_by_hand() -> None:
 def test_weights_of_tokens_reach_the_records(checkpoint: bool) -> None:
     """UniMoE-Audio lets label tokens weigh 10."""
     moe = MoESpec(routed=4, experts=SwiGLUSpec(hidden=4), router=TopKSpec())
-    block = SequentialSpec(attention=AttentionSpec(heads=2), ffn=moe)
+    block = SequentialSpec(attention=GroupedQuerySpec(heads=2), ffn=moe)
     trunk = BackboneSpec(dim=8, layers=(LayersSpec(block=block),), checkpoint=checkpoint).build().train()
     weight = torch.tensor([[1.0, 1.0, 10.0], [1.0, 10.0, 10.0]])
     embedding = torch.randn(2, 3, 8)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from modalities.base import Tokens
-from zoo.backbone.attention import AttentionSpec
-from zoo.backbone.blocks import SequentialSpec
+from zoo.backbone.attention import GroupedQuerySpec
+from zoo.backbone.blocks.sequential import SequentialSpec
 from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import Backbone, BackboneSpec, LayersSpec
 from zoo.laws.accumulation import running
@@ -64,7 +64,7 @@ class Centred(TopKRouter):
 
 def build(checkpoint: bool = False) -> Backbone:
     moe = MoESpec(routed=4, experts=SwiGLUSpec(hidden=4), router=CentredSpec())
-    block = SequentialSpec(attention=AttentionSpec(heads=2), ffn=moe)
+    block = SequentialSpec(attention=GroupedQuerySpec(heads=2), ffn=moe)
     torch.manual_seed(0)
     return BackboneSpec(dim=8, layers=(LayersSpec(repeat=2, block=block),), checkpoint=checkpoint).build()
 
@@ -150,7 +150,8 @@ def test_the_law_of_running_statistics() -> None:
 
 
 def test_begin_knows_its_layer() -> None:
-    trunk, cache = build().eval(), Cache(2)
+    trunk = build().eval()
+    cache = trunk.new_cache()
     for _ in range(2):
         values = trunk._begin(tokens(), cache)
     assert {name: float(value.unique()) for name, value in values.items()} == {"0.start": 0.0, "1.start": 2.0}

@@ -37,7 +37,7 @@ class SequentialSpec(BlockSpec):
 
     def check(self, dim: int, cond: int) -> None:
         try:
-            self.attention.size(dim)
+            self.attention.check(dim)
         except ValueError as error:
             raise ValueError(f"attention.{error}") from error
 
@@ -57,7 +57,7 @@ class Sequential(Block):
         super().__init__()
         before, after = spec.norm != "after", spec.norm in ("after", "both")
         self.attention_norm = place.norm(dim) if before else None
-        self.attention = Attention(spec.attention, dim, place.attention, place.eps)
+        self.attention = spec.attention.build(dim, place.attention, place.eps)
         self.attention_post_norm = place.norm(dim) if after else None
         self.ffn_norm = place.norm(dim) if before else None
         self.ffn = spec.ffn.build(dim)
