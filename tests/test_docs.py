@@ -37,7 +37,7 @@ from modalities.base import DataSpec
 from training.curriculum import CurriculumSpec
 from training.sources import SourceSpec
 from zoo import registry
-from zoo.backbone.blocks import BlockSpec
+from zoo.backbone.blocks.base import BlockSpec
 from zoo.hub.entries import EntryFile
 from zoo.models.unified import ModelSpec
 from zoo.moe.balance.base import BalanceSpec

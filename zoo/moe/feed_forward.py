@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.moe.experts.ffn import fan_in_
-from zoo.spec import Cost, linear_cost
+from zoo.moe.experts.ffn import fan_in_, zero_
+from zoo.moe.glu import GLUSpec
+from zoo.spec import Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,40 +30,42 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseSpec(FeedForwardSpec):
-    """One SwiGLU network that every token uses.
+class DenseSpec(GLUSpec, FeedForwardSpec):
+    """One gated network that every token uses: down(silu(gate x) * up x) unless the keys below say otherwise.
 
-    hidden  width of the gated layer
+    hidden      width of the gated layer
+    activation  silu | gelu | gelu_tanh | relu of the gate
+    bias        whether the three maps have biases
+    alpha       the gate is silu(alpha gate) / alpha; silu only
+    limit       the gate is clamped to at most this before its activation, up to plus or minus it; null for no limit
+    offset      added to up
     """
 
-    hidden: int
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ValueError(f"hidden: got {self.hidden}, expected 1 or more")
-
     def cost(self, dim: int) -> Cost:
-        return linear_cost(dim, 2 * self.hidden) + linear_cost(self.hidden, dim)
+        return self.network_cost(dim, self.hidden)
 
     def build(self, dim: int) -> Dense:
         return Dense(self, dim)
 
 
 class Dense(nn.Module):
-    """down(silu(gate x) * up x); gate_up [2F, D] (gate first), down [D, F]: the layout of one SwiGLU expert."""
+    """gate_up [2F, D] (gate first), down [D, F], gate_up_bias [2F], down_bias [D]: the layout of one gated expert."""
 
     def __init__(self, spec: DenseSpec, dim: int) -> None:
         super().__init__()
+        self.spec = spec
         self.gate_up = nn.Parameter(torch.empty(2 * spec.hidden, dim))
         self.down = nn.Parameter(torch.empty(dim, spec.hidden))
+        self.gate_up_bias = nn.Parameter(torch.zeros(2 * spec.hidden)) if spec.bias else None
+        self.down_bias = nn.Parameter(torch.zeros(dim)) if spec.bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the network anew."""
         fan_in_(self.gate_up)
         fan_in_(self.down)
+        zero_(self.gate_up_bias, self.down_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        gate, up = F.linear(x, self.gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down)
+        return F.linear(self.spec.gated(F.linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)

@@ -1,4 +1,4 @@
-"""Feed-forward experts: SwiGLU (arXiv 2002.05202) and GELU, stacked as transformers stacks them."""
+"""Feed-forward experts: gated (SwiGLU and its kin, arXiv 2002.05202) and GELU, stacked as transformers stacks them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe.experts.base import Backend, Experts, ExpertSpec
+from zoo.moe.glu import GLUSpec
 from zoo.moe.kernels import cpu, triton
 from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost, linear_cost
@@ -25,45 +26,56 @@ def fan_in_(weight: Tensor) -> None:
     nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SwiGLUSpec(ExpertSpec):
-    """down(silu(gate x) * up x), no bias.
+def zero_(*biases: Tensor | None) -> None:
+    """Sets the biases that are there to zero."""
+    for bias in biases:
+        if bias is not None:
+            nn.init.zeros_(bias)
 
-    hidden  width of the gated layer
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLUSpec(GLUSpec, ExpertSpec):
+    """A gated network: down(silu(gate x) * up x) unless the keys below say otherwise.
+
+    hidden      width of the gated layer
+    activation  silu | gelu | gelu_tanh | relu of the gate
+    bias        whether the three maps have biases
+    alpha       the gate is silu(alpha gate) / alpha; silu only (1.702 in gpt-oss)
+    limit       the gate is clamped to at most this before its activation, up to plus or minus it; null for no limit
+    offset      added to up (1 in gpt-oss)
     """
 
-    hidden: int
-
-    def __post_init__(self) -> None:
-        _check_hidden(self.hidden)
-
     def cost(self, dim: int) -> Cost:
-        return linear_cost(dim, 2 * self.hidden) + linear_cost(self.hidden, dim)
+        return self.network_cost(dim, self.hidden)
 
     def build(self, dim: int, count: int, backend: Backend) -> SwiGLUExperts:
         return SwiGLUExperts(self, dim, count, backend)
 
 
 class SwiGLUExperts(Experts):
-    """gate_up [R, 2F, D] (gate first), down [R, D, F]."""
+    """gate_up [R, 2F, D] (gate first), down [R, D, F], gate_up_bias [R, 2F], down_bias [R, D]."""
 
     def __init__(self, spec: SwiGLUSpec, dim: int, count: int, backend: Backend) -> None:
         super().__init__(count, dim, backend)
+        self.spec = spec
         self.gate_up = nn.Parameter(torch.empty(count, 2 * spec.hidden, dim))
         self.down = nn.Parameter(torch.empty(count, dim, spec.hidden))
+        self.gate_up_bias = nn.Parameter(torch.zeros(count, 2 * spec.hidden)) if spec.bias else None
+        self.down_bias = nn.Parameter(torch.zeros(count, dim)) if spec.bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws all experts anew."""
         fan_in_(self.gate_up)
         fan_in_(self.down)
+        zero_(self.gate_up_bias, self.down_bias)
 
     def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
-        gate, up = self.linear(rows.x, self.gate_up, rows.counts).chunk(2, dim=-1)
-        return self.linear(F.silu(gate) * up, self.down, rows.counts)
+        inner = _add_bias(self.linear(rows.x, self.gate_up, rows.counts), self.gate_up_bias, rows)
+        return _add_bias(self.linear(self.spec.gated(inner), self.down, rows.counts), self.down_bias, rows)
 
     def fuses(self, x: Tensor) -> bool:
-        return triton.available(x.device) if self.backend == "triton" else _on_cpu(x)
+        return self.spec.plain and (triton.available(x.device) if self.backend == "triton" else _on_cpu(x))
 
     def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
         if self.backend == "triton":
@@ -110,6 +122,7 @@ class GELUExperts(Experts):
         """Draws all experts anew."""
         fan_in_(self.up)
         fan_in_(self.down)
+        zero_(self.up_bias, self.down_bias)
 
     def forward(self, rows: Rows, ctx: RoutingContext) -> Tensor:
         hidden = _add_bias(self.linear(rows.x, self.up, rows.counts), self.up_bias, rows)
