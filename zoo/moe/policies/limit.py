@@ -21,8 +21,8 @@ from zoo.moe.routing import Routing, RoutingContext
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec(PolicySpec):
-    """What capacity policies share: expert i serves ceil(factor * A * w_i / sum_j w_j) slots, A being what `per` says, w
-    tau for routed experts and 1 for null ones. A counts the router's own choice: a second drop changes nothing more.
+    """What capacity policies share: expert i serves ceil(factor * A * w_i / sum_j w_j) slots, A being what `per` says,
+    w tau for routed experts and 1 for null ones. A counts the router's own choice: a second drop changes nothing more.
 
     factor         capacity over mean load
     minimum        capacity never falls below this
