@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
 from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen
+from zoo.moe.routers.near_tie import earlier_picks, near_tie
 from zoo.moe.routing import Routing, RoutingContext
 
 
@@ -135,10 +136,8 @@ class TopPRouter(LinearGate):
         (relative gap, so not shift-invariant); then all are divided by their sum + 1e-6 (UniMoE-Audio, steps 4-5)."""
         best = logits.gather(1, index)[..., None]
         rivals = logits[:, None, :]
-        scale = torch.maximum(best.abs(), rivals.abs()).clamp(min=torch.finfo(logits.dtype).tiny)
-        tied = (best - rivals) / scale <= 2 * self.spec.near_tie
-        picks = torch.nn.functional.one_hot(index, logits.shape[1]) * full[..., None]
-        earlier = picks.cumsum(1) - picks
-        rival_mass = torch.where(tied & (earlier == 0), (rivals - best).exp(), 0).sum(-1)
+        _, earlier = earlier_picks(index, full, logits.shape[1])
+        tied = near_tie(best, rivals, self.spec.near_tie) & ~earlier
+        rival_mass = torch.where(tied, (rivals - best).exp(), 0).sum(-1)
         multiplier = torch.where(full, 1 / rival_mass.clamp(min=1), 0)
         return multiplier / (multiplier.sum(-1, keepdim=True) + 1e-6)
