@@ -19,6 +19,7 @@ TABLE: dict[str, dict[str, str]] = {
     "router": {
         "top_k": "zoo.moe.routers.top_k:TopKSpec",
         "top_p": "zoo.moe.routers.top_p:TopPSpec",
+        "sparse_mixer": "zoo.moe.routers.sparse_mixer:SparseMixerSpec",
     },
     "policy": {
         "capacity": "zoo.moe.policies.capacity:CapacitySpec",
@@ -47,6 +48,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "attention": {
         "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",
+        "latent": "zoo.backbone.attention.latent:LatentSpec",
     },
     "rope_scaling": {
         "linear": "zoo.backbone.rope_scaling:LinearSpec",

@@ -45,6 +45,15 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"combine": "sparsemixer", "near_tie": 0.2},
         {"jitter": 0.3},
     ],
+    ("expert", "latent"): [
+        {"group": 2},
+        {"group": 2, "down": "factored", "inputs": "joint"},
+        {"group": 1, "down": "factored", "larger": True},
+    ],
+    ("router", "sparse_mixer"): [{"near_tie": 0.4}, {"k": 1, "near_tie": 0.4}],
+    ("expert", "swiglu"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
+    ("ffn", "dense"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
+    ("block", "sequential"): [{"norm": "stream", "residual": [0.5, 0.75], "skip": [1.25, 1.5]}],
     ("policy", "capacity"): [
         {"factor": 0.6},
         {"factor": 0.6, "null_too": True, "tau": 0.5, "first_choices": True},

@@ -47,10 +47,12 @@ class Experts(nn.Module):
     """`experts(rows, ctx) -> [N, width]`: all routed experts of a layer, weights stacked [R, ...].
 
     gating says where the slot's weight goes: on the output (default), on the input (the kind applies `rows.gate`
-    itself), or nowhere. `before` and `after` frame the dispatch; null experts see the layer's own input.
+    itself), or nowhere. `before` and `after` frame the dispatch; null experts see the layer's own input. common names
+    the parameters that are not one slice for each expert.
     """
 
     gating: ClassVar[Literal["output", "input", "none"]] = "output"
+    common: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, count: int, width: int, backend: Backend) -> None:
         super().__init__()
