@@ -1,6 +1,6 @@
 # Every target does its own set-up: `.ci/setup` finds or makes .venv and installs into it when the requirements changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint format wheel clean
+.PHONY: help setup quickstart systems test test-all lint format wheel clean
 
 PYTHON := .venv/bin/python
 ARGS ?=
@@ -15,6 +15,10 @@ setup:  ## make .venv and install into it, if need be
 quickstart: setup  ## train, evaluate and show unimoe-tiny on all six modalities (ARGS="..." passes options)
 	@# One thread: its matrices are too small to share, and the figures do not depend on the number of cores.
 	@MPLBACKEND=Agg OMP_NUM_THREADS=1 $(PYTHON) -m training.quickstart $(ARGS)
+
+systems: setup  ## write docs/systems.md from the entries
+	@$(PYTHON) -m zoo.cli show --all --markdown > docs/systems.md.part
+	@mv docs/systems.md.part docs/systems.md
 
 test: setup  ## the test suite without the slow tests (ARGS="..." passes options to pytest)
 	@$(OFFLINE) $(PYTHON) -m pytest -n 2 -m "not slow" $(ARGS)

@@ -50,8 +50,11 @@ def _list(p: Parser) -> None:
 
 
 def _show(p: Parser) -> None:
-    p.add_argument("name", metavar="NAME", help="an entry, a YAML file or a saved model's folder; with --schema a part")
+    ref = "an entry, a YAML file or a saved model's folder; with --schema a part"
+    p.add_argument("name", metavar="NAME", nargs="?", help=ref)
     p.add_argument("--schema", action="store_true", help="the keys of a part (top_p, router.top_p) or kind (router)")
+    p.add_argument("--all", action="store_true", help="all entries")
+    p.add_argument("--markdown", action="store_true", help="as Markdown; with --all the page docs/systems.md")
 
 
 def _seed(p: Parser) -> None:
@@ -94,6 +97,16 @@ def _trace(p: Parser) -> None:
 def _laws(p: Parser) -> None:
     p.add_argument("--part", metavar="NAME", help="only what concerns this part, such as top_p")
     p.add_argument("--list", action="store_true", help="say what the laws are and run none")
+
+
+def _claims(p: Parser) -> None:
+    p.add_argument("name", metavar="NAME", help="an entry, or an entry's YAML file")
+    p.add_argument("--claim", metavar="X", help="only this claim, slow or not")
+    p.add_argument("--slow", action="store_true", help="check those that take long too")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--strict", action="store_true", help="exit status 1 where a claim does not hold")
+    p.add_argument("--record", action="store_true", help="write what is found into the entry's file")
+    _seed(p)
 
 
 def _convert(p: Parser) -> None:
@@ -144,6 +157,7 @@ VERBS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "draw": ("draw images for classes or prompts", _draw),
     "trace": ("which experts serve a text", _trace),
     "laws": ("check what parts promise", _laws),
+    "claims": ("check what a system promises", _claims),
     "convert": ("make a saved model of a training checkpoint", _convert),
 }
 
@@ -165,7 +179,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns its exit status: 0, 1 where laws are broken, 2 on an error, 130 when interrupted."""
+    """Runs a command line; returns its exit status: 0; 1 where checks fail; 2 on an error; 130 if interrupted."""
     try:
         settings = read(sys.argv[1:] if argv is None else argv)
         return int(settings.run(settings) or 0)

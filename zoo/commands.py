@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -26,15 +27,25 @@ def run_list(a: Namespace) -> None:
 
 
 def run_show(a: Namespace) -> None:
-    """`zoo show`: a card, or the keys of a part."""
+    """`zoo show`: a card, the keys of a part, or the page of all entries."""
+    if a.all == (a.name is not None):
+        raise ValueError("show: expected the name of an entry, or --all")
     if a.schema:
+        if a.all:
+            raise ValueError("show: --schema documents one part or kind; expected its name in place of --all")
         from zoo.schema import document
 
         print(document(a.name))
         return
-    from zoo.hub.entries import card
+    from zoo.hub.entries import card, list_entries
 
-    print(card(a.name))
+    cards = [card(name) for name in (list_entries() if a.all else [a.name])]
+    if a.markdown:
+        from zoo.hub.systems import page, section
+
+        print(page(cards) if a.all else "\n".join(section(cards[0])), end="" if a.all else "\n")
+        return
+    print("\n\n".join(map(str, cards)))
 
 
 def run_generate(a: Namespace) -> None:
@@ -175,6 +186,27 @@ def run_laws(a: Namespace) -> int:
     results = laws.run(a.part)
     print(laws.report(results))
     return int(any(r.outcome in ("broken", "error") for r in results))
+
+
+def run_claims(a: Namespace) -> int:
+    """`zoo claims`: figure against expectation; status 1 where a check crashed, with --strict where one fails."""
+    from zoo import claims
+    from zoo.hub.entries import find_entry, is_path, read_entry
+
+    entry = read_entry(Path(a.name)) if is_path(a.name) else find_entry(a.name)
+    results = []
+    for result in claims.run(entry, only=a.claim, slow=a.slow, seed=a.seed, progress=not a.json):
+        results.append(result)
+        if not a.json:
+            print("\n".join(result.lines()), flush=True)
+        if a.record and result.finding is not None:
+            from zoo.hub.recording import record
+
+            record(entry.path, result.claim.name, claims.found(entry, result, a.seed))
+    if a.json:
+        print(json.dumps([result.plain() for result in results], indent=2))
+    bad = ("error", "fails") if a.strict else ("error",)
+    return int(any(result.outcome in bad for result in results))
 
 
 def run_convert(a: Namespace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo import registry
+from zoo.hub.claim import Claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +52,6 @@ class Result:
     unit: str = ""
     baseline: float | None = None
     note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """Something the system promises.
-
-    name    its short name
-    says    the claim in a sentence
-    check   the check that shows it, "module:function", where there is one
-    """
-
-    name: str
-    says: str
-    check: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +114,7 @@ class Card:
 
     def __str__(self) -> str:
         lines = [self.name, *(f"  {label + ':':<14}{text}" for label, text in self.rows())]
-        lines += ["  claims:"] * bool(self.claims) + [f"    {c.name}: {c.says}" for c in self.claims]
+        lines += ["  claims:"] * bool(self.claims) + [f"    {c.line()}" for c in self.claims]
         lines += ["  results:"] * bool(self.fields.results) + [f"    {_figure(r)}" for r in self.fields.results]
         return "\n".join(lines)
 
@@ -142,7 +129,7 @@ class Card:
         lines = ["---", *head, "---", "", f"# {self.name}", ""]
         lines += [f"- {label}: {text}" for label, text in self.rows()]
         if self.claims:
-            lines += ["", "## Claims", "", *(f"- {c.name}: {c.says}" for c in self.claims)]
+            lines += ["", "## Claims", "", *(f"- {c.line()}" for c in self.claims)]
         if self.fields.results:
             lines += ["", "## Results", "", "| metric | value | baseline | unit | note |", "|" + " --- |" * 5]
             for r in self.fields.results:

@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from zoo.hub.card import Card, CardFields, Claim, described_modalities, described_parts, parts_of
+from zoo.hub.card import Card, CardFields, described_modalities, described_parts, parts_of
+from zoo.hub.claim import Claim
 from zoo.spec import Plain, SpecError, parse, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")

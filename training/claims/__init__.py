@@ -1,0 +1,1 @@
+"""Checks of what systems promise, and the small laboratory that trains for them and for comparisons."""

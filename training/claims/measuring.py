@@ -1,0 +1,151 @@
+"""A language model on held-out text: the loss of every byte, and what its MoE layers did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modalities.base import Raw
+from modalities.text.evaluate import windows
+from modalities.text.module import IGNORE, Text
+from zoo.models.answering import evaluating
+from zoo.models.unified import Unified
+from zoo.moe.record import LayerRecord
+
+ROWS = 16  # windows read at once
+DEAD = 0.01  # an expert with less than this part of the even share counts as dead
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one MoE layer did to the tokens that were read.
+
+    load     slots that chose each expert, null experts last, before policies
+    routed   how many of the experts are routed
+    tokens   tokens
+    kept     slots left after policies
+    entropy  mean entropy of the router's softmax, in nats
+    """
+
+    load: tuple[int, ...]
+    routed: int
+    tokens: int
+    kept: int
+    entropy: float
+
+    @property
+    def routed_k(self) -> float:
+        """Routed experts that a token chose."""
+        return sum(self.load[: self.routed]) / max(self.tokens, 1)
+
+    @property
+    def ratio(self) -> float:
+        """Greatest over mean load of the routed experts; 1 is even."""
+        load = self.load[: self.routed]
+        return max(load) * self.routed / max(sum(load), 1)
+
+    @property
+    def dead(self) -> int:
+        """Routed experts with less than 1 % of the even share of the routed slots."""
+        load = self.load[: self.routed]
+        return sum(count * self.routed < DEAD * max(sum(load), 1) for count in load)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Held-out text as a model reads it.
+
+    losses  [N] sum of the losses of each window's scored bytes, in nats
+    counts  [N] its scored bytes
+    layers  the MoE layers in order
+    token   [T] loss of every byte that was scored, in the order of the windows
+    used    [L, T] routed experts that served the token in front of that byte, after policies
+    chosen  [L, T, K] its experts by layer, as long as all layers have as many slots (else empty)
+    """
+
+    losses: np.ndarray
+    counts: np.ndarray
+    layers: tuple[Layer, ...]
+    token: np.ndarray
+    used: np.ndarray
+    chosen: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Nats per byte."""
+        return float(self.losses.sum() / self.counts.sum())
+
+
+def measure(model: Unified, name: str, raws: Sequence[Raw], limit: int) -> Measured:
+    """Reads `limit` windows of held-out text, evenly spread, with the text modality of that name."""
+    text = model.modality(name)
+    assert isinstance(text, Text)
+    held = windows(text, raws, limit)
+    losses, layers, used, chosen = [], [], [], []
+    with evaluating(model), torch.inference_mode():
+        for first in range(0, len(held), ROWS):
+            part = held[first : first + ROWS]
+            batch = text.batch([torch.tensor(w.ids) for w in part])
+            for row, window in enumerate(part):
+                batch["target"][row, : window.scored] = IGNORE
+            out = model.run(text.encode(batch), name)
+            logits, target = text.decode(out.tokens).float(), batch["target"]
+            each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
+            losses.append((each.view_as(target), target != IGNORE))
+            real = (target != IGNORE).flatten()
+            layers.append([read(record) for record in out.records])
+            used.append(np.stack([routed_count(record, real) for record in out.records]) if out.records else None)
+            chosen.append(choices(out.records, real))
+    scored = [each[mask].numpy() for each, mask in losses]
+    sums = [np.concatenate([part.sum(1).numpy() for part, _ in losses])]
+    counts = np.concatenate([mask.sum(1).numpy() for _, mask in losses])
+    empty = np.zeros((0, 0), np.int64)
+    return Measured(
+        losses=np.concatenate(sums).astype(np.float64),
+        counts=counts,
+        layers=tuple(merge(parts) for parts in zip(*layers, strict=True)),
+        token=np.concatenate(scored),
+        used=empty if used[0] is None else np.concatenate(used, axis=1),  # type: ignore[arg-type]
+        chosen=empty if chosen[0] is None else np.concatenate(chosen, axis=1),  # type: ignore[arg-type]
+    )
+
+
+def read(record: LayerRecord) -> Layer:
+    """A layer's statistics of one batch as plain numbers."""
+    stats = record.stats
+    return Layer(
+        load=tuple(stats.load.tolist()),
+        routed=stats.pool.routed,
+        tokens=int(stats.tokens),
+        kept=int(stats.kept),
+        entropy=float(stats.entropy),
+    )
+
+
+def merge(parts: Sequence[Layer]) -> Layer:
+    """One layer over several batches."""
+    tokens = sum(part.tokens for part in parts)
+    return Layer(
+        load=tuple(map(sum, zip(*(part.load for part in parts), strict=True))),
+        routed=parts[0].routed,
+        tokens=tokens,
+        kept=sum(part.kept for part in parts),
+        entropy=sum(part.entropy * part.tokens for part in parts) / max(tokens, 1),
+    )
+
+
+def routed_count(record: LayerRecord, real: torch.Tensor) -> np.ndarray:
+    """[T] routed experts that serve each of the chosen tokens."""
+    counts: np.ndarray = (record.routing.expert < record.stats.pool.routed).sum(1)[real].numpy()
+    return counts
+
+
+def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray | None:
+    """[L, T, K] experts of the chosen tokens; None where the layers' numbers of slots differ, or there is no layer."""
+    if len({record.routing.expert.shape[1] for record in records}) != 1:
+        return None
+    return np.stack([record.routing.expert[real].numpy() for record in records])
