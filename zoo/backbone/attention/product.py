@@ -24,6 +24,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, see: Visible, scale: float
         sinks = None if sinks is None else sinks.view(groups, heads // groups)
     else:
         sinks = None if sinks is None else sinks[:, None]
+    size = value.shape[-1]
+    if size < query.shape[-1] and length > 1:  # fused kernels want values as wide as keys
+        value = F.pad(value, (0, query.shape[-1] - size))
     mask = None if see.mask is None else see.mask.to(query.dtype)
     if sinks is None:
         out = F.scaled_dot_product_attention(
@@ -34,6 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, see: Visible, scale: float
         out = _rescaled(query, key, value, mask, see.causal, scale, sinks)
     else:
         out = _written_out(query, key, value, mask, see.causal, scale, sinks)
+    out = out[..., :size]
     return out.reshape(out.shape[0], heads, length, -1) if alone else out
 
 
