@@ -1,4 +1,8 @@
-"""Balance without a loss: the selection bias follows the load (arXiv 2408.15664; LongCat-Flash, 2509.01322 eq. 2)."""
+"""Balance without a loss: the selection bias follows the load.
+
+Loss-free balancing and DeepSeek-V3 (arXiv 2408.15664, 2412.19437), LongCat-Flash's compute budget (2509.01322 eq. 2), Ling
+2.0's update of mean zero.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ class BiasSpec(BalanceSpec):
     step    sign (u = sign, DeepSeek-V3) or proportional (u = identity, on shares of the slots)
     target  routed | all: even load over the routed experts alone (null experts keep their bias, so they are the
             fixed reference of a compute budget) or over all experts
-    routed_share  share of all slots that the routed experts together should get, None for what an even load gives
+    routed_share  share of all slots that the routed experts together should get (LongCat-Flash's K_e / K), None for
+                  what an even load gives
+    centered  subtracts the mean of the changes, so that the sum of the biases stays where it is (Ling 2.0)
     """
 
     scope_counts: ClassVar[bool] = True
@@ -29,6 +35,7 @@ class BiasSpec(BalanceSpec):
     step: Literal["sign", "proportional"] = "sign"
     target: Literal["routed", "all"] = "all"
     routed_share: float | None = None
+    centered: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +60,8 @@ class BiasSpec(BalanceSpec):
         share = counts / total.clamp(min=torch.finfo(torch.float32).tiny)
         error = self.targets(pool).to(counts.device) - share.float()
         change = error.sign() if self.step == "sign" else error
-        if self.target == "routed":
-            change[pool.routed :] = 0
+        free = pool.routed if self.target == "routed" else pool.experts
+        change[free:] = 0
+        if self.centered:
+            change[:free] -= change[:free].mean()
         return torch.where(total > 0, self.weight_at(step) * change, 0).float()

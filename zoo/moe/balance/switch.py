@@ -1,4 +1,9 @@
-"""The switch balance loss E * sum_i f_i P_i in its published forms (arXiv 2101.03961 eq. 4, 2501.11873, 2410.07348)."""
+"""The switch balance loss E * sum_i f_i P_i in its published forms.
+
+Switch (arXiv 2101.03961 eq. 4), global batch (2501.11873), MoE++ (2410.07348 eq. 7), DeepSeekMoE (2401.06066 eq. 12-17),
+DeepSeek-V2 (2405.04434), DeepSeek-V3 (2412.19437), Pangu (2505.21411), LongCat-Flash (2509.01322 eq. 3-5), EvoMoE
+(2112.14397).
+"""
 
 from __future__ import annotations
 
@@ -16,16 +21,23 @@ from zoo.moe.routing import Routing
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchSpec(BalanceSpec):
-    """factor * E * sum_i eta_i f_i P_i; 1 at even load. f and P count a token as often as its weight says, and where a
-    mean is over tokens it divides by the sum of their weights.
+    """factor * sum_g eta_g f_g P_g / target_g over experts or groups of them, target 1 / E where nothing else is said; 1
+    at the target load. f and P count a token as often as its weight says, and where a mean is over tokens it divides by
+    the sum of their weights.
 
     scope        where f and P are taken: sequence, micro (this micro-batch), global (f over the ranks and, as far as it
                  has come, over the optimiser step), global_exact (f counted over the whole step first)
     count        what f counts: slots (share of the filled slots), tokens (selections per token, sums to the mean k),
-                 first (the first choice alone)
-    probability  what P averages: full (softmax over all), selected (softmax over the chosen), gate (the weights used)
+                 first (the first choice alone), best (as slots, of the highest noise-free logits without selection bias
+                 and group limits: DeepSeek-V3's own form)
+    probability  what P averages: full (softmax over all), selected (softmax over the chosen), gate (the weights used),
+                 local (softmax within each of `groups`, over their number; f and P then stay per expert: Pangu's
+                 ablation)
     score        softmax | sigmoid (scores divided by their sum)
     groups       f and P are summed over this many equal groups of routed experts first (device-level balance); 1 is off
+    once         a token counts once in a group, however many of its slots lie there (DeepSeek-V2's communication loss)
+    routed_share share of all slots that the routed experts together should get (LongCat-Flash's K_e / K), the null
+                 experts getting the rest; over groups they are one more group. None for an even load
     null_weight  eta of null experts; MoE++'s tau puts their load at 1 / tau of a routed expert's
     factor       constant factor
     """
@@ -33,10 +45,12 @@ class SwitchSpec(BalanceSpec):
     scope_counts = True
 
     scope: Scope = "micro"
-    count: Literal["slots", "tokens", "first"] = "slots"
-    probability: Literal["full", "selected", "gate"] = "full"
+    count: Literal["slots", "tokens", "first", "best"] = "slots"
+    probability: Literal["full", "selected", "gate", "local"] = "full"
     score: Literal["softmax", "sigmoid"] = "softmax"
     groups: int = 1
+    once: bool = False
+    routed_share: float | None = None
     null_weight: float = 1.0
     factor: float = 1.0
 
@@ -44,44 +58,67 @@ class SwitchSpec(BalanceSpec):
         super().__post_init__()
         if self.groups < 1:
             raise ValueError(f"groups: got {self.groups}, expected 1 or more")
-
-    def check(self, pool: Pool) -> None:
-        if self.groups > 1 and (pool.null.count or pool.routed % self.groups):
-            raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal routed groups")
         if self.null_weight <= 0:
             raise ValueError(f"null_weight: got {self.null_weight}, expected more than 0")
+        if self.routed_share is not None and not 0 < self.routed_share <= 1:
+            raise ValueError(f"routed_share: got {self.routed_share}, expected more than 0 and at most 1")
+        if self.wider_scope() and (self.count == "best" or self.once):
+            key = "once" if self.once else "count"
+            raise ValueError(f"{key}: not counted beyond a micro-batch; expected scope: sequence or micro")
+
+    def check(self, pool: Pool) -> None:
+        null, apart = pool.null.count, self.routed_share is not None and self.probability != "local"
+        if self.groups > 1 and (pool.routed % self.groups or (null and not apart)):
+            raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal routed groups")
+        if self.routed_share is not None and (self.routed_share == 1) != (null == 0):
+            raise ValueError("routed_share: without null experts, and only then, the routed ones get all slots")
 
     def wider_scope(self) -> Scope | None:
         return self.scope if self.scope in ("global", "global_exact") else None
 
+    def group_of(self, pool: Pool) -> list[int]:
+        """The group of every expert, itself where there are none; null experts are one more."""
+        if self.groups == 1 or self.probability == "local":
+            return list(range(pool.experts))
+        block = pool.routed // self.groups
+        return [min(i // block, self.groups) for i in range(pool.experts)]
+
+    def targets(self, pool: Pool) -> Tensor:
+        """[G] float64, the share that each group should get; they sum to 1."""
+        share = pool.routed / pool.experts if self.routed_share is None else self.routed_share
+        target = torch.full((pool.experts,), share / pool.routed, dtype=torch.float64)
+        if pool.null.count:
+            target[pool.routed :] = (1 - share) / pool.null.count
+        return _sum_groups(target, self.group_of(pool))
+
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
-        probs = self._probabilities(routing)
-        weights = ctx.weights(routing, probs.dtype)[:, None]
-        probs, hits = torch.where(routing.mask[:, None], probs, 0) * weights, self._hits(routing) * weights
-        mass = self._sum(probs, ctx)  # [G, E], sum over the tokens of a segment
+        groups, weights = self.group_of(ctx.pool), ctx.weights(routing, routing.raw.dtype)[:, None]
+        probs = torch.where(routing.mask[:, None], self._probabilities(routing), 0) * weights
+        probs = torch.cat([probs[:, : ctx.pool.routed], probs[:, ctx.pool.routed :] * self.null_weight], dim=1)
+        hits = _sum_groups(self._hits(routing), groups)
+        hits = (hits.clamp(max=1) if self.once else hits) * weights
+        mass = self._sum(_sum_groups(probs, groups), ctx)  # [sequences, G]
         load = self._sum(hits, ctx)
         tokens = self._sum(weights, ctx)
         if ctx.counts is not None and self.wider_scope():
             wider = ctx.counts.first if self.count == "first" else ctx.counts.slots
-            load, tokens = wider.to(probs.dtype)[None], ctx.counts.tokens.to(probs.dtype)
+            load, tokens = _sum_groups(wider.to(probs.dtype)[None], groups), ctx.counts.tokens.to(probs.dtype)
         total = tokens if self.count == "tokens" else load.sum(-1, keepdim=True)
         share = load / total.clamp(min=torch.finfo(probs.dtype).tiny)
-        eta = probs.new_ones(probs.shape[1])
-        eta[ctx.pool.routed :] = self.null_weight
-        terms = self._group(share) * self._group(mass * eta)
-        return self.factor * terms.shape[-1] * terms.sum()
+        return self.factor * (share * mass / self.targets(ctx.pool).to(mass)).sum()
 
     def _sum(self, values: Tensor, ctx: BalanceContext) -> Tensor:
-        """[T, X] -> [G, X]: sums over the tokens of each sequence, or of all (G = 1)."""
+        """[T, X] -> [N, X]: sums over the tokens of each sequence, or of all (N = 1)."""
         if self.scope != "sequence":
             return values.sum(0, keepdim=True)
         return values.new_zeros(ctx.segments, values.shape[1]).index_add(0, ctx.segment, values)
 
-    def _group(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (self.groups, -1)).sum(-1) if self.groups > 1 else values
-
     def _hits(self, routing: Routing) -> Tensor:
         """[T, E] how often each expert holds a slot of a token."""
+        if self.count == "best":
+            filled = (routing.selected < routing.experts).sum(-1, keepdim=True)
+            rank = routing.logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+            return (rank < filled).long()
         slots = routing.selected[:, :1] if self.count == "first" else routing.selected
         return F.one_hot(slots, routing.experts + 1)[..., : routing.experts].sum(1)
 
@@ -93,4 +130,15 @@ class SwitchSpec(BalanceSpec):
         score = torch.sigmoid(routing.logits) if self.score == "sigmoid" else torch.softmax(routing.logits, dim=-1)
         if self.probability == "selected":
             score = score * (self._hits(routing) > 0)
-        return score / score.sum(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).tiny)
+        rows = score.unflatten(-1, (self.groups, -1)) if self.probability == "local" else score[:, None]
+        # the least positive number alone keeps a row of zeros finite: a larger one would let small sigmoids evade it
+        rows = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(score.dtype).tiny)
+        return rows.flatten(1) / rows.shape[1]
+
+
+def _sum_groups(values: Tensor, groups: list[int]) -> Tensor:
+    """[..., E] -> [..., G]: sums over the experts of each group; the values themselves where each is alone."""
+    if groups == list(range(len(groups))):
+        return values
+    index = torch.tensor(groups, device=values.device)
+    return values.new_zeros(*values.shape[:-1], max(groups) + 1).index_add(-1, index, values)
