@@ -34,6 +34,7 @@ TABLE: dict[str, dict[str, str]] = {
         "switch": "zoo.moe.balance.switch:SwitchSpec",
         "z_loss": "zoo.moe.balance.z_loss:ZLossSpec",
         "bias": "zoo.moe.balance.bias:BiasSpec",
+        "entropy": "zoo.moe.balance.entropy:EntropySpec",
     },
     "dispatch": {
         "local": "zoo.moe.dispatch.local:LocalSpec",

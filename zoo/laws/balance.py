@@ -13,6 +13,7 @@ from zoo.laws.law import close, law, require
 from zoo.moe.balance.base import BalanceContext, BalanceSpec, Counts
 from zoo.moe.balance.bias import BiasSpec
 from zoo.moe.balance.step import BalanceStep
+from zoo.moe.balance.switch import SwitchSpec
 from zoo.moe.layer import MoE
 from zoo.moe.pool import Pool
 from zoo.moe.routing import Routing
@@ -36,16 +37,20 @@ def _has_bias(case: LayerCase) -> bool:
     return any(isinstance(rule, BiasSpec) for rule in case.spec.balance) and case.spec.pool.experts > 1
 
 
+def _pressure(rule: BalanceSpec, pool: Pool, load: Tensor) -> Tensor:
+    """[E] what the rule makes of a load [E]: each expert's or group's load over its target, times the expert's weight."""
+    weight = torch.ones(pool.experts, dtype=torch.float64)
+    weight[pool.routed :] = getattr(rule, "null_weight", 1.0)
+    if not isinstance(rule, SwitchSpec):
+        return weight * load
+    group, target = torch.tensor(rule.group_of(pool)), rule.targets(pool)
+    return weight * (torch.zeros_like(target).index_add(0, group, load.double()) / target)[group]
+
+
 def _price(rule: BalanceSpec, pool: Pool) -> Tensor:
-    """[E] the rule's weight of each expert's load; its target load is proportional to the inverse."""
-    price = torch.ones(pool.experts, dtype=torch.float64)
-    price[pool.routed :] = getattr(rule, "null_weight", 1.0)
-    return price
-
-
-def _grouped(rule: BalanceSpec, load: Tensor) -> Tensor:
-    groups = getattr(rule, "groups", 1)
-    return load.unflatten(-1, (groups, -1)).sum(-1) if groups > 1 else load
+    """[E] the rule's price of a load, over that of the first expert; its target load is proportional to the inverse."""
+    price = _pressure(rule, pool, torch.ones(pool.experts, dtype=torch.float64))
+    return price / price[0]
 
 
 def _value(rule: BalanceSpec, layer: MoE, raw: Tensor, expert: Tensor) -> Tensor:
@@ -94,8 +99,7 @@ def slope(case: LayerCase) -> None:
         raw = torch.zeros(len(expert), layer.pool.columns, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(_value(rule, layer, raw, expert), raw)
         slope = gradient.sum(0)[:experts]
-        load = _grouped(rule, _price(rule, layer.pool) * counts)
-        load = load.repeat_interleave(experts // len(load))
+        load = _pressure(rule, layer.pool, counts.double())
         ordered = slope[load.argsort(stable=True)]
         require(bool((ordered.diff() >= -1e-12).all()), f"slopes {_list(slope)} do not grow with loads {_list(load)}")
         require(ordered[-1] > 0 > ordered[0], f"slopes {_list(slope)}: expected both signs")
@@ -117,7 +121,8 @@ def step(case: LayerCase) -> None:
 
 def _even(rule: BalanceSpec, case: LayerCase, greatest: float) -> bool:
     """Whether the load cannot be skewed, as when every expert is chosen always."""
-    return greatest <= float(_grouped(rule, _price(rule, case.spec.pool)).max()) / case.spec.pool.experts
+    even = torch.full((case.spec.pool.experts,), 1 / case.spec.pool.experts, dtype=torch.float64)
+    return greatest <= float(_pressure(rule, case.spec.pool, even).max())
 
 
 def _after_step(rule: BalanceSpec, case: LayerCase, length: float) -> float:
@@ -149,11 +154,11 @@ def _loss(rule: BalanceSpec, layer: MoE, case: LayerCase) -> Tensor:
 
 
 def _greatest(rule: BalanceSpec, layer: MoE, case: LayerCase) -> float:
-    """The greatest share of what the rule counts, priced and grouped as the rule does."""
+    """The greatest share of what the rule counts, over its target."""
     chosen = _skewed(layer, case).selected
     slots = chosen[:, :1] if getattr(rule, "count", "slots") == "first" else chosen
     counts = count_slots(slots, layer.pool.experts).double()
-    return float(_grouped(rule, counts / counts.sum() * _price(rule, layer.pool)).max())
+    return float(_pressure(rule, layer.pool, counts / counts.sum()).max())
 
 
 @law("finite differences in float64 reach the router", LayerCase, _has_loss)
@@ -195,7 +200,11 @@ def bias(case: LayerCase) -> None:
     first = error()
     counts = count_slots(_skewed(layer, case).selected, layer.pool.experts)
     change = rule.delta(counts, layer.pool)
-    require(torch.equal(change[:free].sign(), first.sign()), f"change {_list(change)} against error {_list(first)}")
+    if rule.centered:
+        require((change[:free] * first).sum() > 0, f"change {_list(change)} against error {_list(first)}")
+        close(change.sum(), torch.zeros(()), "sum of the changes", 1e-7)
+    else:
+        require(torch.equal(change[:free].sign(), first.sign()), f"change {_list(change)} against error {_list(first)}")
     require(not bool(change[free:].any()), f"change {_list(change)}: null experts move under target routed")
     rate = 0.01 / rule.weight if rule.step == "sign" else 0.5 / rule.weight
     for _ in range(60):

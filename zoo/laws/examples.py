@@ -64,11 +64,16 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("policy", "reroute"): [{"devices": 2}, {"devices": 2, "level": "device", "factor": 0.6}],
     ("balance", "switch"): [
         {"groups": 2},
+        {"groups": 2, "once": True, "scope": "sequence"},
+        {"groups": 2, "probability": "local"},
+        {"groups": 2, "routed_share": 0.6, "scope": "global_exact"},
+        {"score": "sigmoid", "scope": "sequence", "count": "best"},
+        {"routed_share": 0.6},
         {"null_weight": 0.75},
         {"scope": "global_exact", "count": "tokens"},
         {"scope": "global_exact", "count": "first"},
     ],
-    ("balance", "bias"): [{"routed_share": 0.5}],
+    ("balance", "bias"): [{"routed_share": 0.5}, {"routed_share": 0.5, "target": "routed", "step": "proportional"}],
 }
 """Variants that a change of one key from the defaults does not reach."""
 
