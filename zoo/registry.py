@@ -19,6 +19,8 @@ TABLE: dict[str, dict[str, str]] = {
     "router": {
         "top_k": "zoo.moe.routers.top_k:TopKSpec",
         "top_p": "zoo.moe.routers.top_p:TopPSpec",
+        "expert_choice": "zoo.moe.routers.expert_choice:ExpertChoiceSpec",
+        "sequence_choice": "zoo.moe.routers.sequence_choice:SequenceChoiceSpec",
         "sparse_mixer": "zoo.moe.routers.sparse_mixer:SparseMixerSpec",
     },
     "policy": {
@@ -29,6 +31,7 @@ TABLE: dict[str, dict[str, str]] = {
         "swiglu": "zoo.moe.experts.ffn:SwiGLUSpec",
         "gelu": "zoo.moe.experts.ffn:GELUSpec",
         "latent": "zoo.moe.experts.latent:LatentSpec",
+        "union": "zoo.moe.experts.union:UnionSpec",
     },
     "balance": {
         "switch": "zoo.moe.balance.switch:SwitchSpec",
@@ -46,6 +49,7 @@ TABLE: dict[str, dict[str, str]] = {
     "block": {
         "sequential": "zoo.backbone.blocks.sequential:SequentialSpec",
         "adaln": "zoo.backbone.blocks.adaln:AdaLNSpec",
+        "shortcut": "zoo.backbone.blocks.shortcut:ShortcutSpec",
     },
     "attention": {
         "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",

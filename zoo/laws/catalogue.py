@@ -100,7 +100,7 @@ def _trunk_cases() -> Iterator[Case]:
     attention: Plain = {"heads": 2}
     for name in registry.names("block"):
         for label, block in _described("block", name):
-            block = {**block, "ffn": moe} if "ffn" in block else block
+            block = block | {key: moe for key in ("ffn", "moe") if key in block}
             cond = 3 if registry.get("block", name).conditioned else 0
             yield trunk_case(f"block {label}", {"cond": cond, "layers": [{"repeat": 2, "block": block}]}, {name})
     plain: Plain = {"type": "sequential", "attention": attention}
@@ -109,8 +109,7 @@ def _trunk_cases() -> Iterator[Case]:
             yield trunk_case(f"ffn {label}", {"layers": [{"repeat": 2, "block": {**plain, "ffn": ffn}}]}, {name})
     for name in registry.names("router"):
         for label, router in _described("router", name):
-            block = {**plain, "ffn": {**moe, "router": router}}
-            yield trunk_case(f"trunk router {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+            yield _routed_trunk(f"trunk router {label}", {**plain, "ffn": {**moe, "router": router}}, name)
     for name in registry.names("policy"):
         for label, policy in _described("policy", name)[:1]:
             block = {**plain, "ffn": {**moe, "policy": [policy]}}
@@ -118,6 +117,15 @@ def _trunk_cases() -> Iterator[Case]:
     for label, change, more in _attention_variants():
         block = {"type": "sequential", "attention": {**attention, **change}, "ffn": moe}
         yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}], **more}, {"sequential"})
+
+
+def _routed_trunk(label: str, block: Plain, name: str) -> Case:
+    """A trunk of two blocks, without null and shared experts where its router refuses them."""
+    case = trunk_case(label, {"layers": [{"repeat": 2, "block": block}]}, {name})
+    if isinstance(case, Refused):
+        ffn = {key: value for key, value in block["ffn"].items() if key not in RICH}
+        case = trunk_case(label, {"layers": [{"repeat": 2, "block": {**block, "ffn": ffn}}]}, {name})
+    return case
 
 
 def _surgery_cases() -> Iterator[Case]:

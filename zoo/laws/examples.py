@@ -30,6 +30,8 @@ BASE: dict[str, Plain] = {
 DENSE: Plain = {"type": "dense", "hidden": 12}
 """A dense layer that BASE's four routed experts can be cut from, two from each of two specialists."""
 
+TWO: list[Plain] = [{"hidden": 6}, {"hidden": 4, "bias": True}]
+
 EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("router", "top_k"): [
         {"k": 1, "normalize": "all"},
@@ -45,6 +47,13 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"combine": "sparsemixer", "near_tie": 0.2},
         {"jitter": 0.3},
     ],
+    ("router", "expert_choice"): [
+        {"offers": 2},
+        {"offers": 1, "fill": True, "share": 0.3},
+        {"offers": 3, "select": "threshold", "score": "sigmoid"},
+        {"jitter": 0.3},
+    ],
+    ("router", "sequence_choice"): [{"k": 3, "score": "sigmoid", "normalize": "none"}],
     ("expert", "latent"): [
         {"group": 2},
         {"group": 2, "down": "factored", "inputs": "joint"},
@@ -54,6 +63,11 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("expert", "swiglu"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("ffn", "dense"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("block", "sequential"): [{"norm": "stream", "residual": [0.5, 0.75], "skip": [1.25, 1.5]}],
+    ("block", "shortcut"): [
+        {"dense": TWO, "source": "input", "combine": "sigmoid"},
+        {"dense": TWO, "source": "attention", "own_norm": False},
+        {"dense": TWO, "source": "output", "own_norm": False, "combine": "softmax"},
+    ],
     ("policy", "capacity"): [
         {"factor": 0.6},
         {"factor": 0.6, "null_too": True, "tau": 0.5, "first_choices": True},
@@ -130,15 +144,18 @@ def _value(name: str, hint: Any) -> Any:
         return [_value(name, args[0])]
     if dataclasses.is_dataclass(hint):
         kind = getattr(hint, "kind", None)
-        return fill(typing.cast(type, hint)) if kind is None else _socket(kind)
+        return fill(typing.cast(type, hint)) if kind is None else _socket(kind, hint)
     plain = {int: SIZES.get(name, 2), float: 0.5, bool: False, str: "a"}
     if hint not in plain:
         raise ValueError(f"{name}: required and of type {hint}; the laws cannot make up a value for it")
     return plain[hint]
 
 
-def _socket(kind: str) -> Plain:
-    if kind in BASE:
+def _socket(kind: str, hint: type) -> Plain:
+    """What BASE puts there, if it may stand there; else the part that the hint names, or the first of the kind."""
+    names = registry.names(kind)
+    name = next((n for n in names if registry.get(kind, n) is hint), None) if registry.is_registered(hint) else None
+    if kind in BASE and name in (None, BASE[kind]["type"]):
         return dict(BASE[kind])
-    name = registry.names(kind)[0]
+    name = name or names[0]
     return {"type": name, **fill(registry.get(kind, name))}

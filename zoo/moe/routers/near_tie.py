@@ -16,6 +16,6 @@ def near_tie(best: Tensor, rivals: Tensor, gap: float) -> Tensor:
 
 
 def earlier_picks(index: Tensor, full: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """index [T, K] with full [T, K] bool -> [T, K, E] bool twice: what each slot picked, and what slots before it did."""
+    """index, full [T, K] -> [T, K, E] bool twice: what each slot picked, and what the slots before it picked."""
     picks = torch.nn.functional.one_hot(index, experts) * full[..., None]
     return picks > 0, picks.cumsum(1) - picks > 0
