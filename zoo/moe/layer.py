@@ -144,9 +144,10 @@ class MoE(nn.Module):
         """[T] bool, or None where all are finite and asking costs nothing (a CPU, eager): one sum over x then tells.
         0 * x is 0 for finite values and NaN for others."""
         asked = not (x.is_cuda or torch.compiler.is_compiling())
-        if asked and math.isfinite(float(x.detach().sum())):
+        x = x.detach() if x.requires_grad else x
+        if asked and math.isfinite(x.sum().item()):
             return None
-        finite = (x.detach() * 0).sum(-1) == 0
+        finite = (x * 0).sum(-1) == 0
         if self.check and not bool(finite.all()):
             bad = (~finite).nonzero().flatten().tolist()
             raise NonFiniteError(f"x: {len(bad)} of {len(x)} tokens hold NaN or infinity, the first at row {bad[0]}")

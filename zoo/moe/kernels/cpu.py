@@ -80,10 +80,28 @@ def mixture(
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
         with torch.autocast("cpu", enabled=False):
             return mixture(x, up, down, expert, gate, activation, recompute=recompute)
-    plan, gate = Plan.of(expert, len(up)), gate.to(x.dtype)
+    gate = gate.to(x.dtype)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, up, down, gate)):
+        plan = Plan.of(expert, len(up))
         return cast(Tensor, _Mixture.apply(x, up, down, gate, plan, activation, recompute))
-    return _forward(x, up, down, gate, plan, activation, keep=False)[0]
+    if len(x) == 1:
+        return _single(x, up, down, expert, gate, activation)
+    return _forward(x, up, down, gate, Plan.of(expert, len(up)), activation, keep=False)[0]
+
+
+def _single(x: Tensor, up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, activation: Activation) -> Tensor:
+    """One token: a product of matrix and vector per slot; nothing is sorted, gathered or scattered."""
+    ids, token, weight = expert[0].tolist(), x[0], gate.t()
+    if max(ids, default=0) >= len(up):
+        slots = [slot for slot, e in enumerate(ids) if e < len(up)]
+        ids, weight = [ids[slot] for slot in slots], weight[slots]
+    inner, a = x.new_empty(len(ids), up.shape[1]), x.new_empty(len(ids), down.shape[2])
+    for e, out in zip(ids, inner, strict=True):
+        torch.mv(up[e], token, out=out)
+    y = x.new_zeros(down.shape[1])
+    for e, row in zip(ids, activation.forward(inner, a).mul_(weight), strict=True):
+        y.addmv_(down[e], row)
+    return y[None]
 
 
 def _forward(
@@ -124,14 +142,14 @@ class _Mixture(torch.autograd.Function):
 def _products(rows: Tensor, weight: Tensor, chunk: Chunk, out: Tensor) -> Tensor:
     """out [n, O] = rows [n, I] times weight [R, I, O] of each row's expert."""
     for e, left, right in zip(chunk.expert, rows.split(chunk.count), out.split(chunk.count), strict=True):
-        torch.mm(left, weight.select(0, e), out=right)
+        torch.mm(left, weight[e], out=right)
     return out
 
 
 def _outer(left: Tensor, right: Tensor, chunk: Chunk, out: Tensor) -> None:
     """out[e] [A, B] = the sum over expert e's rows of left [n, A] outer right [n, B]."""
     for e, a, b in zip(chunk.expert, left.split(chunk.count), right.split(chunk.count), strict=True):
-        torch.mm(a.t(), b, out=out.select(0, e))
+        torch.mm(a.t(), b, out=out[e])
 
 
 def _gradients(ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor) -> Sequence[Tensor | None]:
