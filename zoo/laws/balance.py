@@ -38,7 +38,7 @@ def _has_bias(case: LayerCase) -> bool:
 
 
 def _pressure(rule: BalanceSpec, pool: Pool, load: Tensor) -> Tensor:
-    """[E] what the rule makes of a load [E]: each expert's or group's load over its target, times the expert's weight."""
+    """[E] what the rule makes of a load [E]: each expert's or group's load over its target, times its weight."""
     weight = torch.ones(pool.experts, dtype=torch.float64)
     weight[pool.routed :] = getattr(rule, "null_weight", 1.0)
     if not isinstance(rule, SwitchSpec):

@@ -1,7 +1,7 @@
 """Balance without a loss: the selection bias follows the load.
 
-Loss-free balancing and DeepSeek-V3 (arXiv 2408.15664, 2412.19437), LongCat-Flash's compute budget (2509.01322 eq. 2), Ling
-2.0's update of mean zero.
+Loss-free balancing and DeepSeek-V3 (arXiv 2408.15664, 2412.19437), LongCat-Flash's compute budget (2509.01322 eq. 2),
+Ling 2.0's update of mean zero.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The switch balance loss E * sum_i f_i P_i in its published forms.
 
-Switch (arXiv 2101.03961 eq. 4), global batch (2501.11873), MoE++ (2410.07348 eq. 7), DeepSeekMoE (2401.06066 eq. 12-17),
-DeepSeek-V2 (2405.04434), DeepSeek-V3 (2412.19437), Pangu (2505.21411), LongCat-Flash (2509.01322 eq. 3-5), EvoMoE
-(2112.14397).
+Switch (arXiv 2101.03961 eq. 4), EvoMoE (2112.14397), DeepSeekMoE (2401.06066 eq. 12-17), DeepSeek-V2 (2405.04434),
+MoE++ (2410.07348 eq. 7), DeepSeek-V3 (2412.19437), global batch (2501.11873), Pangu (2505.21411), LongCat-Flash
+(2509.01322 eq. 3-5).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from zoo.moe.routing import Routing
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchSpec(BalanceSpec):
-    """factor * sum_g eta_g f_g P_g / target_g over experts or groups of them, target 1 / E where nothing else is said; 1
-    at the target load. f and P count a token as often as its weight says, and where a mean is over tokens it divides by
-    the sum of their weights.
+    """factor * sum_g eta_g f_g P_g / target_g over experts or groups of them, the target being 1 / E where nothing else is
+    said; 1 at the target load. f and P count a token as often as its weight says, and where a mean is over tokens it
+    divides by the sum of their weights.
 
     scope        where f and P are taken: sequence, micro (this micro-batch), global (f over the ranks and, as far as it
                  has come, over the optimiser step), global_exact (f counted over the whole step first)
@@ -36,8 +36,8 @@ class SwitchSpec(BalanceSpec):
     score        softmax | sigmoid (scores divided by their sum)
     groups       f and P are summed over this many equal groups of routed experts first (device-level balance); 1 is off
     once         a token counts once in a group, however many of its slots lie there (DeepSeek-V2's communication loss)
-    routed_share share of all slots that the routed experts together should get (LongCat-Flash's K_e / K), the null
-                 experts getting the rest; over groups they are one more group. None for an even load
+    routed_share  share of all slots that the routed experts together should get (LongCat-Flash's K_e / K), the null
+                  experts getting the rest; over groups they are one more group. None for an even load
     null_weight  eta of null experts; MoE++'s tau puts their load at 1 / tau of a routed expert's
     factor       constant factor
     """
