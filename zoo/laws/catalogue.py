@@ -47,6 +47,7 @@ def _pool_cases() -> Iterator[Case]:
         yield layer_case(f"null {null}", {"null_experts": {null: 2}}, {"moe"})
     for gate in ("none", "sigmoid", "router"):
         yield layer_case(f"shared {gate}", {"shared": {"count": 2, "hidden": 4, "gate": gate}}, {"moe"})
+    yield layer_case("biased", {"out_bias": True}, {"moe"})
     yield layer_case("reference", {"backend": "reference", **RICH}, {"moe"})
     for count in ("slots", "tokens", "first"):
         rule = {"type": "switch", "scope": "global_exact", "count": count}

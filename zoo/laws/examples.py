@@ -144,7 +144,7 @@ def _value(name: str, hint: Any) -> Any:
         return [_value(name, args[0])]
     if dataclasses.is_dataclass(hint):
         kind = getattr(hint, "kind", None)
-        return fill(typing.cast(type, hint)) if kind is None else _socket(kind, hint)
+        return fill(typing.cast(type, hint)) if kind is None else _socket(kind, typing.cast(type, hint))
     plain = {int: SIZES.get(name, 2), float: 0.5, bool: False, str: "a"}
     if hint not in plain:
         raise ValueError(f"{name}: required and of type {hint}; the laws cannot make up a value for it")

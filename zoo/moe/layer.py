@@ -62,6 +62,7 @@ class MoE(nn.Module):
         self.experts = spec.experts.build(dim, spec.routed, spec.backend)
         self.null_experts = NullExperts(dim, self.pool)
         self.shared_experts: SharedExperts | None = spec.shared.build(dim) if spec.shared else None
+        self.out_bias = nn.Parameter(torch.zeros(dim)) if spec.out_bias else None
         self.dispatch = spec.dispatch.build(self.pool)
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> MoEOutput:
@@ -115,7 +116,8 @@ class MoE(nn.Module):
             y = self.experts.mixture(handle.sent, handle.routing, recompute=self.spec.recompute)
         y = self.experts.after(y, handle.routing)
         null = self.null_experts(handle.x, handle.routing)
-        return y if null is None else y + null.to(y.dtype)
+        y = y if null is None else y + null.to(y.dtype)
+        return y if self.out_bias is None else y + handle.routing.mask[:, None] * self.out_bias.to(y.dtype)
 
     def _compute(self, rows: Rows, ctx: RoutingContext) -> Tensor:
         if self.spec.recompute and torch.is_grad_enabled():

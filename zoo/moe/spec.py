@@ -28,6 +28,7 @@ class MoESpec(FeedForwardSpec):
     router        how tokens choose
     null_experts  null experts in the pool, by kind
     shared        experts every token uses, or null for none
+    out_bias      whether the layer's sum of routed and null experts has a bias, the same for every token (JetMoE)
     policy        edits of the routing before dispatch, in order
     balance       losses and bias updates that keep experts in use
     dispatch      how rows reach their experts
@@ -43,6 +44,7 @@ class MoESpec(FeedForwardSpec):
     router: RouterSpec
     null_experts: NullSpec = NullSpec()
     shared: SharedSpec | None = None
+    out_bias: bool = False
     policy: tuple[PolicySpec, ...] = ()
     balance: tuple[BalanceSpec, ...] = ()
     dispatch: DispatchSpec = LocalSpec()
@@ -97,7 +99,8 @@ class MoESpec(FeedForwardSpec):
         pool = self.pool
         routed = self.experts.layer_cost(dim, self.routed, self.router.mean_k(pool) * self.routed / pool.experts)
         shared = self.shared.cost(dim) if self.shared else Cost()
-        return self.router.cost(dim, pool) + routed + shared + null_cost(dim, pool)
+        bias = dim if self.out_bias else 0
+        return self.router.cost(dim, pool) + routed + shared + null_cost(dim, pool) + Cost(bias, bias, 0)
 
     def build(self, dim: int) -> nn.Module:
         """The layer."""
