@@ -115,9 +115,14 @@ def _trunk_cases() -> Iterator[Case]:
         for label, policy in _described("policy", name)[:1]:
             block = {**plain, "ffn": {**moe, "policy": [policy]}}
             yield trunk_case(f"trunk policy {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
-    for label, change, more in _attention_variants():
-        block = {"type": "sequential", "attention": {**attention, **change}, "ffn": moe}
-        yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}], **more}, {"sequential"})
+    for name in registry.names("attention"):
+        for label, part in _described("attention", name):
+            block = {**plain, "attention": part, "ffn": BASE["ffn"]}
+            yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+    yield trunk_case("windows in turn", {"layers": [_windowed(2), _windowed(None), _windowed(4)]}, {"grouped_query"})
+    for label, rope, about in _ropes():
+        block = {**plain, "ffn": BASE["ffn"], "attention": {**attention, "head_dim": rope.pop("head_dim", None)}}
+        yield trunk_case(f"rope {label}", {"layers": [{"repeat": 2, "block": block}], "rope": rope}, about)
 
 
 def _routed_trunk(label: str, block: Plain, name: str) -> Case:
@@ -136,13 +141,19 @@ def _surgery_cases() -> Iterator[Case]:
             yield surgery_case(f"surgery {label}", {**plain, **keys}, change, {name})
 
 
-def _attention_variants() -> list[tuple[str, Plain, Plain]]:
-    return [
-        ("grouped", {"heads": 4, "kv_heads": 2}, {}),
-        ("normed", {"qk_norm": True, "bias": True, "out_bias": True, "head_dim": 6}, {}),
-        ("two axes", {"head_dim": 8}, {"rope": {"axes": 2}}),
-        ("sections", {"head_dim": 8}, {"rope": {"axes": 2, "layout": "sections", "sections": [3, 1]}}),
-    ]
+def _windowed(window: int | None) -> Plain:
+    return {"block": {"type": "sequential", "attention": {"heads": 2, "window": window}, "ffn": BASE["ffn"]}}
+
+
+def _ropes() -> Iterator[tuple[str, Plain, set[str]]]:
+    """(label, rope and where it matters the head size, the types it is about)."""
+    sections: Plain = {"axes": 2, "layout": "sections", "sections": [3, 1]}
+    yield "two axes", {"axes": 2, "head_dim": 8}, {"sequential"}
+    yield "sections", {**sections, "head_dim": 8}, {"sequential"}
+    yield "adjacent", {**sections, "pairs": "adjacent", "head_dim": 8}, {"sequential"}
+    for name in registry.names("rope_scaling"):
+        for label, scaling in _described("rope_scaling", name):
+            yield label, {"scaling": scaling}, {name}
 
 
 @functools.cache
@@ -153,7 +164,7 @@ def all_cases() -> tuple[Case, ...]:
 
 def gather() -> Iterator[Case]:
     """Every case over the registry as it stands."""
-    for kind in (*SOCKETS, "ffn", "block", "surgery"):
+    for kind in (*SOCKETS, "ffn", "attention", "rope_scaling", "block", "surgery"):
         yield from _unusable(kind)
     for kind in SOCKETS:
         for name in registry.names(kind):

@@ -11,8 +11,11 @@ from typing import Any, Literal, Union
 from zoo import registry
 from zoo.spec import Plain
 
-SIZES = {"hidden": 6, "heads": 2, "dim": 8}
-"""Values of required whole numbers that are not 2."""
+SIZES: Plain = {
+    "hidden": 6, "heads": 2, "dim": 8,
+    "factor": 2.0, "alpha": 2.0, "context": 64, "short": [1.0, 2.0], "long": [1.0, 3.0],
+}  # fmt: skip
+"""Values of required numbers that are not 2 or 0.5: a context beyond which no law goes, and what heads of 4 need."""
 
 BASE: dict[str, Plain] = {
     "expert": {"type": "swiglu", "hidden": 6},
@@ -68,6 +71,16 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"dense": TWO, "source": "attention", "own_norm": False},
         {"dense": TWO, "source": "output", "own_norm": False, "combine": "softmax"},
     ],
+    ("attention", "grouped_query"): [
+        {"heads": 4, "kv_heads": 2},
+        {"heads": 4, "kv_heads": 2, "head_dim": 6, "qk_norm": True, "bias": True, "out_bias": True},
+        {"qk_norm": True, "qk_norm_over": "all", "clip": 0.5, "scale": 0.3},
+        {"qk_norm": True, "qk_norm_place": "after", "partial": 0.5},
+        {"window": 3},
+        {"heads": 4, "kv_heads": 2, "window": 2, "sinks": True},
+        {"partial": 0.0},
+    ],
+    ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
     ("policy", "capacity"): [
         {"factor": 0.6},
         {"factor": 0.6, "null_too": True, "tau": 0.5, "first_choices": True},
@@ -135,6 +148,8 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 def _value(name: str, hint: Any) -> Any:
     """A small value of a type."""
+    if name in SIZES:
+        return SIZES[name]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return args[0]
@@ -145,7 +160,7 @@ def _value(name: str, hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         kind = getattr(hint, "kind", None)
         return fill(typing.cast(type, hint)) if kind is None else _socket(kind, typing.cast(type, hint))
-    plain = {int: SIZES.get(name, 2), float: 0.5, bool: False, str: "a"}
+    plain = {int: 2, float: 0.5, bool: False, str: "a"}
     if hint not in plain:
         raise ValueError(f"{name}: required and of type {hint}; the laws cannot make up a value for it")
     return plain[hint]

@@ -65,6 +65,9 @@ class GroupedQuerySpec(AttentionSpec):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: got {value}, expected more than 0, or none")
+        for name, value in (("qk_norm_over", "head"), ("qk_norm_place", "before")):
+            if getattr(self, name) != value and not self.qk_norm:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, which needs qk_norm: true")
         if self.qk_norm_over == "all" and self.qk_norm_place == "after":
             raise ValueError("qk_norm_place: got 'after', expected 'before' where one norm spans all heads")
 
