@@ -133,9 +133,8 @@ def all_null(case: LayerCase) -> None:
     y, got, gradients = _steered(case, list(range(pool.routed, pool.experts)))
     _sound(got, "all on null")
     close(got.stats.null_share.double(), torch.ones((), dtype=torch.float64), "null share")
-    for name, gradient in gradients.items():
-        if name.startswith("experts."):
-            require(not bool(gradient.any()), f"gradient of {name}: no row was sent")
+    for name in _own(case, gradients):
+        require(not bool(gradients[name].any()), f"gradient of {name}: no row was sent")
     if pool.null.copy + pool.null.constant == 0 and case.spec.shared is None:
         close(y, torch.zeros_like(y), "output of zero experts", 0)
 

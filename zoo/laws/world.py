@@ -38,9 +38,14 @@ def ranks(case: LayerCase, cut: int) -> list[tuple[MoE, BalanceStep, Tensor]]:
 
 def _flat_counts(layer: MoE, pieces: list[LayerRecord]) -> Tensor:
     """What a rank hands to the reduction."""
-    step = BalanceStep([layer])
-    step.add(pieces)
-    return step.packed[0]
+    sent: list[Tensor] = []
+
+    def hand_over(flat: Tensor) -> Tensor:
+        sent.append(flat)
+        return flat
+
+    BalanceStep([layer], hand_over).add(pieces)
+    return sent[0]
 
 
 @law("loss and gradient are the same for one rank and for two of unequal size", LayerCase, _exact)
