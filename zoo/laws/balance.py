@@ -92,8 +92,8 @@ def slope(case: LayerCase) -> None:
     layer = case.layer()
     experts = layer.pool.experts
     for rule in load_rules(case):
-        if getattr(rule, "probability", "full") != "full":
-            continue  # P over the chosen alone has no slope at one choice per token
+        if getattr(rule, "probability", "full") != "full" or getattr(rule, "count", "slots") == "best":
+            continue  # P over the chosen alone has no slope at one choice per token; f of the best sees no such choice
         counts = torch.arange(1, experts + 1)
         expert = torch.arange(experts).repeat_interleave(counts)[:, None]
         raw = torch.zeros(len(expert), layer.pool.columns, dtype=torch.float64, requires_grad=True)

@@ -21,8 +21,8 @@ from zoo.moe.routing import Routing
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchSpec(BalanceSpec):
-    """factor * sum_g eta_g f_g P_g / target_g over experts or groups of them, the target being 1 / E where nothing else is
-    said; 1 at the target load. f and P count a token as often as its weight says, and where a mean is over tokens it
+    """factor * sum_g eta_g f_g P_g / target_g over experts or groups of them, the target being 1 / E where nothing else
+    is said; 1 at the target load. f and P count a token as often as its weight says, and where a mean is over tokens it
     divides by the sum of their weights.
 
     scope        where f and P are taken: sequence, micro (this micro-batch), global (f over the ranks and, as far as it
