@@ -12,14 +12,20 @@ from zoo.hub.entries import card, list_entries
 from zoo.trace import trace
 
 if TYPE_CHECKING:
+    from zoo.hub.conversion.export import export
     from zoo.hub.processor import processor
     from zoo.hub.weights import load, save
 
     __version__: str
 
-__all__ = ["__version__", "card", "create", "list_entries", "load", "processor", "save", "trace"]
+__all__ = ["__version__", "card", "create", "export", "list_entries", "load", "processor", "save", "trace"]
 
-_LAZY = {"load": "zoo.hub.weights", "save": "zoo.hub.weights", "processor": "zoo.hub.processor"}
+_LAZY = {
+    "load": "zoo.hub.weights",
+    "save": "zoo.hub.weights",
+    "export": "zoo.hub.conversion.export",
+    "processor": "zoo.hub.processor",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""config.json: the plain description a saved model carries, with the version of its layout."""
+"""config.json: the plain description a saved model carries, with the version of its layout, or that of a public
+checkpoint."""
 
 from __future__ import annotations
 
@@ -6,34 +7,54 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoo.spec import Plain, SpecError
+from zoo.models.origin import Origin
+from zoo.spec import Plain, SpecError, dump
 
 FORMAT, VERSION = "moezoo", 1
-KEYS = {"format", "version", "spec", "card"}
+KEYS = {"format", "version", "spec", "card", "source"}
 REMOTE = ("auto_map", "custom_pipelines")  # keys by which other libraries name code to download and run
 
 
-def write(path: Path, spec: Plain, card: Plain) -> None:
-    """Writes spec and card; equal input gives equal bytes."""
-    content = {"format": FORMAT, "version": VERSION, "spec": spec, "card": card}
+def write(path: Path, spec: Plain, card: Plain, origin: Origin | None = None) -> None:
+    """Writes spec and card, and what is remembered of a public checkpoint; equal input gives equal bytes."""
+    content: Plain = {"format": FORMAT, "version": VERSION, "spec": spec, "card": card}
+    if origin is not None and origin.family is not None:
+        content["source"] = {"family": origin.family, "fields": dict(origin.fields)}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read(path: Path) -> Plain:
-    """The content of a config.json, its format checked and its spec a mapping.
+def is_foreign(content: Plain) -> bool:
+    """Whether a config.json is that of a public checkpoint rather than ours."""
+    return content.get("format") != FORMAT and isinstance(content.get("model_type"), str)
 
-    Raises FileNotFoundError, or SpecError saying what was found where it is not ours.
+
+def read(path: Path) -> Plain:
+    """The content of a config.json, its format checked and its spec a mapping. That of a public checkpoint is turned
+    into ours.
+
+    Raises FileNotFoundError, or SpecError saying what was found where it is neither.
     """
+    found = content(path)
+    if is_foreign(found):
+        from zoo.hub.conversion.checkpoint import describe
+
+        _, spec = describe(found, path)
+        return {"format": FORMAT, "version": VERSION, "spec": dump(spec), "card": {}}
+    _check(path, found)
+    return found
+
+
+def content(path: Path) -> Plain:
+    """A config.json as it stands there. Raises FileNotFoundError, or SpecError where it is no mapping."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: holds no config.json; expected a folder that zoo.save wrote")
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise SpecError(f"{path}: expected a mapping at the top, got {type(content).__name__}")
-    _check(path, content)
-    return content
+    if not isinstance(found, dict):
+        raise SpecError(f"{path}: expected a mapping at the top, got {type(found).__name__}")
+    return found
 
 
 def _check(path: Path, content: Plain) -> None:

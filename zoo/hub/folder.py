@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modalities.text.tokenizer_files import TEXT_FILES
 from zoo.hub import config
 from zoo.hub.tensors import INDEX, SINGLE
 
@@ -37,7 +38,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
 
 def _ours(path: Path) -> bool:
     shard = path.name.startswith("model-") and path.name.endswith(".safetensors")
-    return path.is_file() and (shard or path.name in {"config.json", "README.md", SINGLE, INDEX})
+    return path.is_file() and (shard or path.name in {"config.json", "README.md", SINGLE, INDEX, *TEXT_FILES})
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes; it may hold pickled code and is never opened here. "
     "`zoo convert last.ckpt DIR` converts a checkpoint of our own training",
@@ -102,6 +103,13 @@ def contents(folder: Path) -> dict[str, Stored]:
         return header(folder / SINGLE)
     if not (folder / INDEX).is_file():
         held = sorted(p.name for p in folder.iterdir())[:8]
+        pickled = [name for name in sorted(p.name for p in folder.iterdir()) if name.endswith(PICKLED)]
+        if pickled:
+            raise WeightsError(
+                f"{folder}: has its weights as {pickled[0]} only, a pickle, which can run code and is never opened "
+                "here. Convert it once where you trust it: transformers.AutoModelForCausalLM.from_pretrained(FOLDER)"
+                ".save_pretrained(NEW_FOLDER) writes safetensors"
+            )
         raise FileNotFoundError(f"{folder}: no {SINGLE}; it holds {', '.join(held) or 'nothing'}")
     weight_map = _weight_map(folder / INDEX)
     found: dict[str, Stored] = {}
@@ -146,14 +154,29 @@ def _form(shape: Sequence[int], dtype: torch.dtype) -> str:
 
 
 def read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """The tensors themselves, on the CPU."""
+    """The tensors themselves, on the CPU, as views of the mapped files."""
+    return dict(each(stored))
+
+
+def each(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) file by file, each a view of the mapped file: what is let go of takes no memory."""
     from safetensors import SafetensorError, safe_open
 
-    tensors: dict[str, Tensor] = {}
     for file in sorted({s.file for s in stored.values()}):
         try:
             with safe_open(str(file), framework="pt") as opened:
-                tensors |= {name: opened.get_tensor(name) for name, s in stored.items() if s.file == file}
+                for name in (name for name, s in stored.items() if s.file == file):
+                    yield name, opened.get_tensor(name)
         except SafetensorError as error:
             raise WeightsError(f"{file}: cannot be read: {error}") from error
-    return tensors
+
+
+def nonfinite(stored: Mapping[str, Stored]) -> dict[str, int]:
+    """Names of the tensors that hold NaN or infinity, with how many such numbers each; read one after the other."""
+    found = {}
+    for name, value in each(stored):
+        if value.is_floating_point():
+            count = value.numel() - int(torch.isfinite(value).sum())
+            if count:
+                found[name] = count
+    return found

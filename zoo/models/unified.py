@@ -12,6 +12,7 @@ from modalities.base import Batch, Loss, ModalitySpec, Tokens
 from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import BackboneSpec
 from zoo.models.language import LanguageOutput
+from zoo.models.origin import Origin
 from zoo.models.verbs import Verbs
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
@@ -81,6 +82,8 @@ class ForwardOutput:
 
 class Unified(Verbs):
     """See UnifiedSpec. What people call (`generate`, `forecast`, `speak`, ...) is in `zoo.models.verbs`."""
+
+    origin: Origin | None = None  # what it remembers of the checkpoint it was read from
 
     def __init__(self, spec: UnifiedSpec) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
+from modalities.text.tokenizer_files import TEXT_FILES
 from zoo.hub.card import CardFields, Result
 from zoo.hub.entries import EntryError
 from zoo.hub.tensors import WeightsError
@@ -170,7 +171,7 @@ def test_a_full_disk_leaves_the_previous_model(
 
     target = {
         "config": "zoo.hub.config.write",
-        "tensors": "zoo.hub.weights._write_tensors",
+        "tensors": "zoo.hub.files.write_tensors",
         "rename": "zoo.hub.folder._swap",
     }
     monkeypatch.setattr(target[step], full)
@@ -268,7 +269,9 @@ def test_the_hub_is_asked_for_these_files_only(saved: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert zoo.load("hf:org/name@v1").spec.backbone.dim == 16
-    assert asked == [("org/name", "v1", ["config.json", "*.safetensors", "model.safetensors.index.json"])]
+    weights = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    assert asked == [("org/name", "v1", [*weights, *TEXT_FILES])]
+    assert not any(name.endswith((".py", ".bin")) or "*" in name for name in TEXT_FILES)
 
 
 def test_offline_the_hub_is_not_asked(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_a_foreign_config_says_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         zoo.load(tmp_path)
     for content, message in [
-        ({"model_type": "mixtral"}, 'a config of \'mixtral\'; expected "format": "moezoo"'),
+        ({"model_type": "mixtrel"}, r"model_type: 'mixtrel' is not supported \(did you mean 'mixtral'\?\); is llama"),
         ({"hello": 1}, "a config with the keys hello"),
         ({"format": "moezoo", "version": 9, "spec": {}}, "layout version 9"),
         ({"format": "moezoo", "version": 1, "spec": {}, "sepc": {}}, "unknown key 'sepc'"),

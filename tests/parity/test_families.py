@@ -1,0 +1,122 @@
+"""Every supported family against transformers: logits, routing, decoding, both layouts, and the way back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import zoo
+from zoo.hub.conversion.checkpoint import describe
+from zoo.hub.conversion.family import FUSED
+from zoo.hub.families import NAMES, family
+from zoo.spec import dump
+
+RELATIVE = 1e-5  # of the largest logit
+
+
+def assert_close(ours: Tensor, theirs: Tensor, mask: Tensor) -> None:
+    difference = (ours - theirs)[mask.bool()].abs().max()
+    scale = theirs[mask.bool()].abs().max()
+    assert scale > 0.1 and difference <= RELATIVE * scale, f"{float(difference / scale):.2e} of the scale"
+
+
+def chosen_by(peer: Any, run: Callable[[], Any]) -> list[Tensor]:
+    """[tokens, k] the experts that each router of the peer chose, in the order of layers."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            found.extend(o.flatten(0, -2) for o in output if isinstance(o, Tensor) and o.dtype == torch.int64)
+
+    routers = [m for name, m in peer.named_modules() if name.endswith((".gate", ".router", "mlp.gate.topk"))]
+    handles = [module.register_forward_hook(note) for module in routers]
+    run()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def stored(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """name -> (dtype, shape, bytes) of every tensor of a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                value = opened.get_tensor(name)
+                found[name] = (value.dtype, tuple(value.shape), value.contiguous().view(torch.uint8).numpy().tobytes())
+    return found
+
+
+def test_every_family_has_a_table_here() -> None:
+    assert {path.stem for path in (Path(__file__).parent / "families").glob("*.py")} == set(NAMES)
+
+
+def test_logits_with_and_without_padding(pair: Any, batch: tuple[Tensor, Tensor]) -> None:
+    ids, mask = batch
+    with torch.no_grad():
+        assert_close(pair.ours(ids).logits, pair.whole, torch.ones_like(mask))
+        assert_close(pair.ours(ids, attention_mask=mask).logits, pair.padded, mask)
+
+
+def test_routers_choose_the_same_experts(pair: Any, batch: tuple[Tensor, Tensor], run: Any) -> None:
+    ids, mask = batch
+    with torch.no_grad():
+        records = pair.ours(ids, attention_mask=mask).records
+    find = getattr(pair.case.table, "choices", chosen_by)
+    theirs = find(pair.peer, lambda: run(pair.peer, ids, mask))
+    assert len(records) == len(theirs)
+    real = mask.flatten().bool()
+    for record, expert in zip(records, theirs, strict=True):
+        assert torch.equal(record.routing.expert[real].sort(-1).values, expert[real].sort(-1).values)
+
+
+def test_greedy_decoding_with_a_cache(pair: Any, batch: tuple[Tensor, Tensor]) -> None:
+    ids, mask = batch
+    with torch.no_grad():
+        theirs = pair.peer.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        cache, drawn, new, seen = pair.ours.new_cache(), ids, ids, mask
+        for _ in range(6):
+            logits = pair.ours(new, attention_mask=seen, cache=cache).logits[:, -1]
+            new = logits.argmax(-1, keepdim=True)
+            drawn, seen = torch.cat([drawn, new], dim=1), torch.cat([seen, torch.ones_like(new)], dim=1)
+    assert torch.equal(drawn, theirs)
+
+
+def test_the_export_is_the_checkpoint_again(pair: Any, batch: tuple[Tensor, Tensor], run: Any, tmp_path: Path) -> None:
+    import transformers
+
+    folder = zoo.export(pair.ours, tmp_path / "again")
+    assert stored(folder) == stored(pair.folder)
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert content["model_type"] == pair.case.family
+    assert describe(content, folder / "config.json")[1] == pair.ours.spec
+    peer, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_close(run(peer.eval(), *batch), pair.padded, batch[1])
+
+
+def test_saved_as_ours_it_is_the_same_model(pair: Any, tmp_path: Path) -> None:
+    again = zoo.load(zoo.save(pair.ours, tmp_path / "ours"))
+    assert again.spec == pair.ours.spec and dump(again.spec) == dump(pair.ours.spec)
+    state = again.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in pair.ours.state_dict().items())
+    assert stored(zoo.export(again, tmp_path / "again")) == stored(pair.folder)
+
+
+def test_stacked_experts_on_disk(pair: Any, tmp_path: Path) -> None:
+    if FUSED not in family(pair.case.family).layouts:
+        return
+    pair.peer.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    assert stored(tmp_path / "stacked").keys() != stored(pair.folder).keys()
+    again = zoo.load(tmp_path / "stacked")
+    assert again.spec == pair.ours.spec
+    state = again.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in pair.ours.state_dict().items())
+    folder = zoo.export(again, tmp_path / "again", format="hf-stacked")
+    assert stored(folder) == stored(tmp_path / "stacked")

@@ -1,0 +1,1 @@
+"""Public checkpoints in and out: config fields, tensors as views of ours, streaming, export."""

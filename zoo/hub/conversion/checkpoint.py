@@ -1,0 +1,68 @@
+"""A public checkpoint's folder to a model of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from zoo.hub import skeleton, tensors
+from zoo.hub.conversion import stream
+from zoo.hub.conversion.family import Family, supported
+from zoo.hub.conversion.language import Language
+from zoo.models.origin import Origin
+from zoo.spec import Plain, SpecError, dump, parse
+
+if TYPE_CHECKING:
+    from zoo.models.unified import Unified, UnifiedSpec
+
+SPARE = 1 << 24  # parameters a description may promise beyond the files before the shapes are compared one by one
+
+
+def describe(content: Mapping[str, Any], where: Path) -> tuple[Family, UnifiedSpec]:
+    """The family and the spec of a foreign config.json. Raises SpecError naming the field."""
+    from zoo.models.unified import ModelSpec
+
+    family = supported(content, str(where))
+    language, _ = family.read(content, str(where))
+    try:
+        return family, cast("UnifiedSpec", parse(ModelSpec, language.plain()))
+    except SpecError as error:
+        raise SpecError(f"{where}: as a {family.name}: {error}") from error
+
+
+def full(spec: UnifiedSpec) -> Language:
+    """A spec's language model with every default written out."""
+    plain: Plain = dump(spec)
+    return Language.of(plain)
+
+
+def load(
+    folder: Path, content: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device | str | None
+) -> Unified:
+    """The model of a public checkpoint, read straight to its place, precision and device.
+
+    Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises SpecError, or
+    WeightsError that lists every tensor that does not fit, before anything is allocated.
+    """
+    family, spec = describe(content, folder / "config.json")
+    stored = tensors.contents(folder)
+    check_size(spec.cost().total, stored, folder)
+    model = cast("Unified", skeleton.build(spec.build))
+    _, pieces = stream.layout_of(family, full(spec), stored)
+    read = stream.match(family, pieces, stored, model.state_dict(), folder)
+    values = stream.allocate(model, pieces, read, dtype, device)
+    stream.fill(values, pieces, read)
+    model.load_state_dict(values, assign=True)
+    model.origin = Origin(family.name, dict(content), folder)
+    return model
+
+
+def check_size(promised: int, stored: Mapping[str, tensors.Stored], folder: Path) -> None:
+    """Raises WeightsError where config.json describes far more than the files hold: building it could take for ever."""
+    held = sum(math.prod(s.shape) for s in stored.values())
+    if promised > 2 * held + SPARE:
+        raise tensors.WeightsError(f"{folder}: config.json describes {promised} parameters, the files hold {held}")

@@ -1,0 +1,163 @@
+"""A model of ours to the layout of a public family, which transformers, vLLM and SGLang read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from modalities.precise import Precise
+from zoo.hub import files
+from zoo.hub.card import CardFields
+from zoo.hub.conversion.checkpoint import describe, full
+from zoo.hub.conversion.family import FUSED, Family
+from zoo.hub.conversion.language import Language, MismatchError
+from zoo.hub.conversion.rotary import LIMIT
+from zoo.hub.conversion.same import differences
+from zoo.hub.folder import check_target, replacing
+from zoo.models.origin import Origin
+from zoo.spec import Plain, SpecError, dump
+
+if TYPE_CHECKING:
+    from zoo.models.unified import Unified, UnifiedSpec
+
+FORMATS = ("hf", "hf-stacked")
+SHARD = 5 * 10**9  # bytes of a file where nothing else is asked for
+
+
+class ExportError(ValueError):
+    """A model that no public family describes; the message says where the nearest differs."""
+
+
+def export(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    format: Literal["hf", "hf-stacked"] = "hf",
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a language model as the public family it is: config.json, safetensors, tokenizer files, a README card.
+
+    The family it was loaded from comes first, then any whose fields read back to the same model. `hf` writes the names
+    that are on the hub; `hf-stacked` those that transformers 5 gives stacked experts. dtype is that of the weights
+    where None; routers are never narrowed. Files hold max_shard_size bytes at most (5e9). Written beside and renamed.
+    Raises ExportError saying why no family fits, and FileExistsError as zoo.save does.
+    """
+    folder = Path(folder).expanduser()
+    if format not in FORMATS:
+        raise ValueError(f"format: got {format!r}, expected one of {', '.join(FORMATS)}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
+    check_target(folder, overwrite)
+    unified = cast("Unified", model)
+    family, fields = choose(unified.spec, unified.origin)
+    layout = family.layouts[0] if format == "hf" else _stacked(family)
+    pieces = {piece.theirs: piece for piece in family.rules(full(unified.spec), layout) if not piece.again}
+    state = files.state_of(model)
+    final = _final(model, dtype, state)
+    precision = str(final[next(iter(pieces.values())).ours]).removeprefix("torch.")
+    forms = {n: torch.empty(p.form(state), dtype=final[p.ours], device="meta") for n, p in pieces.items()}
+
+    def value(name: str) -> Tensor:
+        piece = pieces[name]
+        return piece.view(state).reshape(piece.form(state)).to("cpu", final[piece.ours]).contiguous()
+
+    with replacing(folder) as beside:
+        fields |= {"dtype": precision, "torch_dtype": precision}
+        (beside / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        files.write_tensors(beside, forms, value, SHARD if max_shard_size is None else max_shard_size)
+        files.write_beside(beside, folder.absolute().name, model, CardFields())
+    return folder
+
+
+def choose(spec: UnifiedSpec, origin: Origin | None) -> tuple[Family, Plain]:
+    """The family that a model is exported as, and its fields in config.json.
+
+    Fields of the checkpoint that it was loaded from are kept where the model is still the same with them.
+    Raises ExportError.
+    """
+    from zoo.hub.families import NAMES, family
+
+    model = _readable(spec)
+    first = None if origin is None else origin.family
+    problems: dict[str, list[str]] = {}
+    for name in sorted(NAMES, key=lambda name: name != first):
+        found = family(name)
+        fields, problems[name] = _fields(found, model)
+        if not problems[name]:
+            kept = origin.fields if origin is not None and first == name else {}
+            return found, _with_kept(found, fields, kept, model)
+    nearest = min(problems, key=lambda name: (name != first, len(problems[name])))
+    listed = "\n  ".join(problems[nearest][:8])
+    raise ExportError(f"no public family describes this model; as {nearest} it would differ in\n  {listed}")
+
+
+def _readable(spec: UnifiedSpec) -> Language:
+    """The model with its tokenizer described by ids alone, as config.json does."""
+    try:
+        model = Language.of(dump(spec))
+    except MismatchError as error:
+        raise ExportError(f"no public family describes this model: {error}") from error
+    text = spec.modalities[model.name]
+    tokenizer = cast(Any, text).tokenizer.build()
+    rows = cast(Any, text).rows(tokenizer.vocab_size)
+    plain = model.text["tokenizer"]
+    if plain["type"] != "files":
+        plain = {"type": "files", "bos": tokenizer.bos, "eos": [tokenizer.eos], "pad": tokenizer.pad}
+    return replace(model, text={**model.text, "vocab": None, "tokenizer": {**plain, "vocab_size": rows}})
+
+
+def _fields(family: Family, model: Language) -> tuple[Plain, list[str]]:
+    """The family's fields for a model, and where what they read back as differs from it."""
+    head = {"architectures": [family.architecture], "model_type": family.name}
+    try:
+        fields = {**head, **family.config(model)}
+    except MismatchError as error:
+        return {}, [str(error)]
+    except KeyError as error:
+        return {}, [f"{error.args[0]}: a part that {family.name} does not have"]
+    return fields, _problems(fields, model)
+
+
+def _problems(fields: Plain, model: Language) -> list[str]:
+    try:
+        _, spec = describe(fields, Path("config.json"))
+    except SpecError as error:
+        return [str(error)]
+    return differences(model, full(spec))
+
+
+def _with_kept(family: Family, fields: Plain, kept: Mapping[str, Any], model: Language) -> Plain:
+    """The fields, with those of the source that say nothing about outputs, and its greatest length."""
+    if not kept:
+        return fields
+    _, harmless = family.read(kept, "config.json")
+    extra = {**harmless, **({LIMIT: kept[LIMIT]} if LIMIT in kept else {})}
+    merged = {**extra, **fields, **({LIMIT: kept[LIMIT]} if LIMIT in kept else {})}
+    return fields if _problems(merged, model) else merged
+
+
+def _stacked(family: Family) -> str:
+    if FUSED not in family.layouts:
+        raise ExportError(f"format: {family.name} has no stacked experts; expected 'hf'")
+    return FUSED
+
+
+def _final(model: nn.Module, dtype: torch.dtype | None, state: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The precision in which each tensor of ours is written: parts that stay precise are never narrowed."""
+    precise = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Precise))
+
+    def one(name: str, value: Tensor) -> torch.dtype:
+        if dtype is None or not value.is_floating_point():
+            return value.dtype
+        return value.dtype if dtype.itemsize < value.element_size() and name.startswith(precise) else dtype
+
+    return {name: one(name, value) for name, value in state.items()}

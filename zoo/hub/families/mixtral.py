@@ -1,0 +1,64 @@
+"""Mixtral: top-k routed SwiGLU experts in every layer, weights normalised over the chosen (arXiv 2401.04088)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zoo.hub.conversion import read, rules, write
+from zoo.hub.conversion.family import FUSED, SEPARATE, Family
+from zoo.hub.conversion.fields import Fields
+from zoo.hub.conversion.language import Language, of_type
+from zoo.hub.conversion.pieces import Piece
+from zoo.hub.conversion.rotary import rotary
+from zoo.spec import Plain
+
+
+def spec(fields: Fields) -> Language:
+    """The softmax over all experts, divided by its sum over the chosen."""
+    attention = read.grouped(fields, kv_heads=8)
+    attention["window"] = fields.optional("sliding_window", int, None)
+    router = {"type": "top_k", "k": fields.get("num_experts_per_tok", int, 2)}
+    routed = fields.get(("num_local_experts", "num_experts"), int, 8)
+    block = read.sequential(attention, read.moe(read.swiglu(fields), routed, router))
+    positions = rotary(fields, theta=1e6)
+    return read.language(fields, [block] * fields.count(), eps=1e-5, ids=(1, 2, None), positions=positions)
+
+
+def config(model: Language) -> Plain:
+    """The fields of Mixtral."""
+    layer = model.same("ffn", lambda block: of_type(block["ffn"], "ffn", "moe"))
+    return {
+        **write.write_language(model),
+        **write.write_grouped(model),
+        "sliding_window": write.window(model),
+        "hidden_act": "silu",
+        "intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
+        "num_local_experts": layer["routed"],
+        "num_experts_per_tok": of_type(layer["router"], "ffn.router", "top_k")["k"],
+    }
+
+
+def pieces(model: Language, layout: str) -> Iterator[Piece]:
+    """On the hub the experts' maps are called w1 (gate), w3 (up) and w2 (down)."""
+    yield from rules.frame(model)
+    block_name = "mlp" if layout == FUSED else "block_sparse_moe"
+    for theirs, ours, block in rules.blocks(model):
+        ffn = block["ffn"]
+        yield from rules.pre_norms(theirs, ours, model)
+        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
+        yield Piece(f"{theirs}.{block_name}.gate.weight", f"{ours}.ffn.router.weight")
+        yield from rules.experts(
+            f"{theirs}.{block_name}.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout,
+            names=("w1", "w3", "w2"),
+        )  # fmt: skip
+
+
+FAMILY = Family(
+    name="mixtral",
+    architecture="MixtralForCausalLM",
+    spec=spec,
+    config=config,
+    rules=pieces,
+    layouts=(SEPARATE, FUSED),
+    harmless=frozenset({"router_jitter_noise"}),  # noise of training
+)

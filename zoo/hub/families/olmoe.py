@@ -1,0 +1,67 @@
+"""OLMoE: norms over the whole width of queries and keys, weights of the plain softmax (arXiv 2409.02060)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zoo.hub.conversion import read, rules, write
+from zoo.hub.conversion.family import FUSED, SEPARATE, Family
+from zoo.hub.conversion.fields import Fields
+from zoo.hub.conversion.language import Language, of_type
+from zoo.hub.conversion.pieces import Piece
+from zoo.spec import Plain
+
+
+def spec(fields: Fields) -> Language:
+    """`norm_topk_prob` divides the weights by their sum over the chosen."""
+    bias = fields.get("attention_bias", bool, False)
+    attention = read.grouped(fields, bias=bias, out_bias=bias) | {"qk_norm": True, "qk_norm_over": "all"}
+    attention["clip"] = fields.get("clip_qkv", float, None)
+    router = {
+        "type": "top_k",
+        "k": fields.get("num_experts_per_tok", int, 8),
+        "normalize": "selected" if fields.get("norm_topk_prob", bool, False) else "all",
+    }
+    routed = fields.get(("num_experts", "num_local_experts"), int, 64)
+    block = read.sequential(attention, read.moe(read.swiglu(fields), routed, router))
+    return read.language(fields, [block] * fields.count(), eps=1e-5, ids=(None, 50279, 1))
+
+
+def config(model: Language) -> Plain:
+    """The fields of OLMoE."""
+    layer = model.same("ffn", lambda block: of_type(block["ffn"], "ffn", "moe"))
+    router = of_type(layer["router"], "ffn.router", "top_k")
+    return {
+        **write.write_language(model),
+        **write.write_grouped(model),
+        "attention_bias": write.attention(model)["bias"],
+        "clip_qkv": write.attention(model)["clip"],
+        "hidden_act": "silu",
+        "intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
+        "num_experts": layer["routed"],
+        "num_experts_per_tok": router["k"],
+        "norm_topk_prob": router["normalize"] == "selected",
+    }
+
+
+def pieces(model: Language, layout: str) -> Iterator[Piece]:
+    """The tensors of OLMoE."""
+    yield from rules.frame(model)
+    for theirs, ours, block in rules.blocks(model):
+        ffn = block["ffn"]
+        yield from rules.pre_norms(theirs, ours, model)
+        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
+        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
+        yield from rules.experts(
+            f"{theirs}.mlp.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout
+        )
+
+
+FAMILY = Family(
+    name="olmoe",
+    architecture="OlmoeForCausalLM",
+    spec=spec,
+    config=config,
+    rules=pieces,
+    layouts=(SEPARATE, FUSED),
+)

@@ -1,0 +1,82 @@
+"""Writing a model's folder: safetensors in one file or in shards, and what people and tokenizers read beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from modalities.text.tokenizer_files import copy_text_files
+from zoo.hub import skeleton, tensors
+from zoo.hub.card import CardFields
+from zoo.hub.entries import EntryFile, describe
+from zoo.models.origin import Origin
+from zoo.spec import dump
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state. Raises TypeError where it holds more than tensors, ValueError where it has no weights."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: the model's state holds a {type(value).__name__}, expected tensors only")
+        if value.is_meta:
+            raise ValueError(f"{name}: the model has no weights (it was built on the meta device)")
+    return {name: value.detach() for name, value in state.items()}
+
+
+def write_tensors(
+    folder: Path, forms: Mapping[str, Tensor], value: Callable[[str], Tensor], max_shard_size: int | None
+) -> None:
+    """Writes the tensors named in `forms` (shape and dtype count), asking for the values of one file at a time.
+
+    Raises ValueError for an impossible size, OSError where a file cannot be written.
+    """
+    shards = _shards(forms, max_shard_size)
+    if len(shards) == 1:
+        _write_file(folder / tensors.SINGLE, {name: value(name) for name in shards[0]})
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, {name: value(name) for name in shard})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": skeleton.size(forms.values())}, "weight_map": weight_map}
+    (folder / tensors.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(path: Path, state: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(state, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path.name}: could not be written, what was there before is unchanged: {error}") from error
+
+
+def _shards(forms: Mapping[str, Tensor], limit: int | None) -> list[list[str]]:
+    """The names in their order, cut where the next would exceed `limit` bytes; a tensor is never cut."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"max_shard_size: got {limit}, expected a number of bytes, 1 or more")
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, form in forms.items():
+        held = skeleton.size([form])
+        if limit is not None and shards[-1] and used + held > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += held
+    return shards
+
+
+def write_beside(folder: Path, name: str, model: nn.Module, card: CardFields) -> None:
+    """README.md, and the tokenizer and generation files of the folder that the model was loaded from."""
+    readme = describe(name, EntryFile(spec=dump(model.spec), card=card), pretrained=True).markdown()
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    origin: Origin | None = getattr(model, "origin", None)
+    if origin is not None and origin.folder is not None and origin.folder.is_dir():
+        copy_text_files(origin.folder, folder)
