@@ -50,6 +50,7 @@ TABLE: dict[str, dict[str, str]] = {
         "sequential": "zoo.backbone.blocks.sequential:SequentialSpec",
         "adaln": "zoo.backbone.blocks.adaln:AdaLNSpec",
         "shortcut": "zoo.backbone.blocks.shortcut:ShortcutSpec",
+        "attention_experts": "zoo.backbone.blocks.attention_experts:AttentionExpertsSpec",
     },
     "attention": {
         "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",

@@ -35,6 +35,8 @@ DENSE: Plain = {"type": "dense", "hidden": 12}
 
 TWO: list[Plain] = [{"hidden": 6}, {"hidden": 4, "bias": True}]
 
+HEADS: Plain = {"routed": 3, "heads": 2, "allow_future": True}
+
 EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("router", "top_k"): [
         {"k": 1, "normalize": "all"},
@@ -66,6 +68,11 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("expert", "swiglu"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("ffn", "dense"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("block", "sequential"): [{"norm": "stream", "residual": [0.5, 0.75], "skip": [1.25, 1.5]}],
+    ("block", "attention_experts"): [
+        {"attention": {**HEADS, "router": {"type": "top_k", "k": 3}, "kv_heads": 1, "head_dim": 6, "out_bias": True}},
+        {"attention": {**HEADS, "router": {"type": "top_p"}, "policy": [{"type": "capacity", "factor": 0.8}]}},
+        {"attention": {**HEADS, "router": {"type": "top_k"}, "window": 2}},
+    ],
     ("block", "shortcut"): [
         {"dense": TWO, "source": "input", "combine": "sigmoid"},
         {"dense": TWO, "source": "attention", "own_norm": False},
