@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.moe.experts.base import Backend, Experts, ExpertSpec
 from zoo.moe.glu import GLUSpec
-from zoo.moe.kernels import cpu, triton
+from zoo.moe.kernels import activations, cpu, triton
 from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.spec import Cost, linear_cost
 
@@ -75,12 +75,23 @@ class SwiGLUExperts(Experts):
         return _add_bias(self.linear(self.spec.gated(inner), self.down, rows.counts), self.down_bias, rows)
 
     def fuses(self, x: Tensor) -> bool:
-        return self.spec.plain and (triton.available(x.device) if self.backend == "triton" else _on_cpu(x))
+        return self.spec.plain and triton.available(x.device) if self.backend == "triton" else _on_cpu(x)
 
     def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
         if self.backend == "triton":
             return triton.swiglu_mixture(x, self.gate_up, self.down, routing.expert, routing.gate, recompute=recompute)
-        return cpu.mixture(x, self.gate_up, self.down, routing.expert, routing.gate, cpu.SWIGLU, recompute=recompute)
+        spec = self.spec
+        return cpu.mixture(
+            x,
+            self.gate_up,
+            self.down,
+            routing.expert,
+            routing.gate,
+            activations.gated(spec.activation, spec.alpha, spec.limit, spec.offset),
+            up_bias=self.gate_up_bias,
+            down_bias=self.down_bias,
+            recompute=recompute,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +141,20 @@ class GELUExperts(Experts):
         return _add_bias(self.linear(hidden, self.down, rows.counts), self.down_bias, rows)
 
     def fuses(self, x: Tensor) -> bool:
-        return self.backend == "fused" and self.up_bias is None and _on_cpu(x)
+        return self.backend == "fused" and _on_cpu(x)
 
     def mixture(self, x: Tensor, routing: Routing, *, recompute: bool) -> Tensor:
-        activation = cpu.gelu(self.approximate)
-        return cpu.mixture(x, self.up, self.down, routing.expert, routing.gate, activation, recompute=recompute)
+        return cpu.mixture(
+            x,
+            self.up,
+            self.down,
+            routing.expert,
+            routing.gate,
+            activations.elementwise("gelu" if self.approximate == "none" else "gelu_tanh"),
+            up_bias=self.up_bias,
+            down_bias=self.down_bias,
+            recompute=recompute,
+        )
 
 
 def _on_cpu(x: Tensor) -> bool:

@@ -8,56 +8,14 @@ gradient falls out of the inner activation, so outputs of single experts are nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.moe.kernels.activations import Activation
 from zoo.moe.kernels.plan import Chunk, Plan
-
-
-@dataclass(frozen=True)
-class Activation:
-    """forward: inner [n, I] -> a [n, F], written to `out`; backward: (inner, gradient of a) -> gradient of inner
-    [n, I], written to `out`, with a [n, F] written over the gradient of a."""
-
-    forward: Callable[[Tensor, Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _swiglu(inner: Tensor, out: Tensor) -> Tensor:
-    gate, up = inner.chunk(2, dim=-1)
-    return torch.ops.aten.silu.out(gate, out=out).mul_(up)
-
-
-def _swiglu_backward(inner: Tensor, grad: Tensor, out: Tensor) -> Tensor:
-    gate, up = inner.chunk(2, dim=-1)
-    grad_gate, grad_up = out.chunk(2, dim=-1)
-    silu = F.silu(gate)
-    torch.mul(grad, silu, out=grad_up)
-    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad_gate)
-    torch.mul(silu, up, out=grad)
-    return out
-
-
-SWIGLU = Activation(_swiglu, _swiglu_backward)
-
-
-def gelu(approximate: str) -> Activation:
-    """GELU, exact ("none") or by tanh."""
-
-    def forward(inner: Tensor, out: Tensor) -> Tensor:
-        return torch.ops.aten.gelu.out(inner, approximate=approximate, out=out)
-
-    def backward(inner: Tensor, grad: Tensor, out: Tensor) -> Tensor:
-        torch.ops.aten.gelu_backward.grad_input(grad, inner, approximate=approximate, grad_input=out)
-        forward(inner, grad)
-        return out
-
-    return Activation(forward, backward)
 
 
 def mixture(
@@ -68,28 +26,44 @@ def mixture(
     gate: Tensor,
     activation: Activation,
     *,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """y [T, D] = sum over slots of gate * down_e(activation(up_e(x))).
+    """y [T, D] = sum over slots of gate * (down_e(activation(up_e(x) + up_bias_e)) + down_bias_e).
 
-    x [T, D], up [R, I, D], down [R, D, F], expert [T, K] int64 (ids of R and above are skipped), gate [T, K].
-    Differentiable in x, up, down and gate. recompute keeps no inner activation for the backward pass.
+    x [T, D], up [R, I, D], down [R, D, F], expert [T, K] int64 (ids of R and above are skipped), gate [T, K], up_bias
+    [R, I], down_bias [R, D]. Differentiable in all but expert. recompute keeps no inner activation for the backward
+    pass.
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
+        up_bias, down_bias = (None if bias is None else bias.to(dtype) for bias in (up_bias, down_bias))
         with torch.autocast("cpu", enabled=False):
-            return mixture(x, up, down, expert, gate, activation, recompute=recompute)
+            return mixture(
+                x, up, down, expert, gate, activation, up_bias=up_bias, down_bias=down_bias, recompute=recompute
+            )
     gate = gate.to(x.dtype)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, up, down, gate)):
-        plan = Plan.of(expert, len(up))
-        return cast(Tensor, _Mixture.apply(x, up, down, gate, plan, activation, recompute))
-    if len(x) == 1:
-        return _single(x, up, down, expert, gate, activation)
-    return _forward(x, up, down, gate, Plan.of(expert, len(up)), activation, keep=False)[0]
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, up, down, gate, up_bias))
+    if learns:
+        y = cast(Tensor, _Mixture.apply(x, up, down, gate, up_bias, Plan.of(expert, len(up)), activation, recompute))
+    elif len(x) == 1:
+        y = _single(x, up, down, expert, gate, up_bias, activation)
+    else:
+        y = _forward(x, up, down, gate, up_bias, Plan.of(expert, len(up)), activation, keep=False)[0]
+    return y if down_bias is None else torch.addmm(y, _dense(gate, expert, len(up)), down_bias)
 
 
-def _single(x: Tensor, up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, activation: Activation) -> Tensor:
+def _dense(gate: Tensor, expert: Tensor, routed: int) -> Tensor:
+    """[T, R] the weight of every routed expert."""
+    spread = gate.new_zeros(len(gate), routed + 1)
+    return spread.scatter_add(1, expert.clamp(max=routed), gate)[:, :routed]
+
+
+def _single(
+    x: Tensor, up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, up_bias: Tensor | None, activation: Activation
+) -> Tensor:
     """One token: a product of matrix and vector per slot; nothing is sorted, gathered or scattered."""
     ids, token, weight = expert[0].tolist(), x[0], gate.t()
     if max(ids, default=0) >= len(up):
@@ -98,6 +72,8 @@ def _single(x: Tensor, up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, a
     inner, a = x.new_empty(len(ids), up.shape[1]), x.new_empty(len(ids), down.shape[2])
     for e, out in zip(ids, inner, strict=True):
         torch.mv(up[e], token, out=out)
+    if up_bias is not None:
+        inner.add_(up_bias[ids])
     y = x.new_zeros(down.shape[1])
     for e, row in zip(ids, activation.forward(inner, a).mul_(weight), strict=True):
         y.addmv_(down[e], row)
@@ -105,7 +81,15 @@ def _single(x: Tensor, up: Tensor, down: Tensor, expert: Tensor, gate: Tensor, a
 
 
 def _forward(
-    x: Tensor, up: Tensor, down: Tensor, gate: Tensor, plan: Plan, activation: Activation, *, keep: bool
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor,
+    up_bias: Tensor | None,
+    plan: Plan,
+    activation: Activation,
+    *,
+    keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """y, and the inner activations of every chunk where they are kept."""
     # Products go into buffers: a fresh output each time costs more in page faults than it does in arithmetic.
@@ -115,7 +99,7 @@ def _forward(
     for chunk in plan.chunks:
         n = len(chunk.token)
         torch.index_select(x, 0, chunk.token, out=rows[:n])
-        one = _products(rows[:n], up.mT, chunk, x.new_empty(n, up.shape[1]) if keep else inner[:n])
+        one = _products(rows[:n], up.mT, chunk, x.new_empty(n, up.shape[1]) if keep else inner[:n], up_bias)
         activation.forward(one, a[:n]).mul_(weight.index_select(0, chunk.order))
         _products(a[:n], down.mT, chunk, out[:n])
         y.index_add_(0, chunk.token, out[:n])
@@ -127,10 +111,18 @@ def _forward(
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, plan: Plan, activation: Activation, recompute: bool
+        ctx: Any,
+        x: Tensor,
+        up: Tensor,
+        down: Tensor,
+        gate: Tensor,
+        up_bias: Tensor | None,
+        plan: Plan,
+        activation: Activation,
+        recompute: bool,
     ) -> Tensor:
-        y, kept = _forward(x, up, down, gate, plan, activation, keep=not recompute)
-        ctx.save_for_backward(x, up, down, gate)
+        y, kept = _forward(x, up, down, gate, up_bias, plan, activation, keep=not recompute)
+        ctx.save_for_backward(x, up, down, gate, up_bias)
         ctx.plan, ctx.activation, ctx.kept = plan, activation, None if recompute else kept
         return y
 
@@ -139,10 +131,13 @@ class _Mixture(torch.autograd.Function):
         return *_gradients(ctx, grads[0].contiguous(), *ctx.saved_tensors), None, None, None
 
 
-def _products(rows: Tensor, weight: Tensor, chunk: Chunk, out: Tensor) -> Tensor:
-    """out [n, O] = rows [n, I] times weight [R, I, O] of each row's expert."""
+def _products(rows: Tensor, weight: Tensor, chunk: Chunk, out: Tensor, bias: Tensor | None = None) -> Tensor:
+    """out [n, O] = rows [n, I] times weight [R, I, O] of each row's expert, and its bias [R, O]."""
     for e, left, right in zip(chunk.expert, rows.split(chunk.count), out.split(chunk.count), strict=True):
-        torch.mm(left, weight[e], out=right)
+        if bias is None:
+            torch.mm(left, weight[e], out=right)
+        else:
+            torch.addmm(bias[e], left, weight[e], out=right)
     return out
 
 
@@ -152,12 +147,15 @@ def _outer(left: Tensor, right: Tensor, chunk: Chunk, out: Tensor) -> None:
         torch.mm(a.t(), b, out=out[e])
 
 
-def _gradients(ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor) -> Sequence[Tensor | None]:
-    """Gradients of x, up, down and gate; None where not wanted."""
+def _gradients(
+    ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, up_bias: Tensor | None
+) -> Sequence[Tensor | None]:
+    """Gradients of x, up, down, gate and up_bias; None where not wanted."""
     plan: Plan = ctx.plan
-    want_x, want_up, want_down, want_gate = ctx.needs_input_grad[:4]
+    want_x, want_up, want_down, want_gate, want_bias = ctx.needs_input_grad[:5]
     grad_x = torch.zeros_like(x) if want_x else None
     grad_up, grad_down = _unwritten(up, plan, want_up), _unwritten(down, plan, want_down)
+    grad_bias = None if up_bias is None else _unwritten(up_bias, plan, want_bias)
     weight = gate.flatten()
     grad_gate = torch.zeros_like(weight) if want_gate else None
     widths = (x.shape[1], grad.shape[1], up.shape[1], down.shape[2])
@@ -168,7 +166,7 @@ def _gradients(ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate
         rows, out, grad_inner, a = (buffer[:n] for buffer in buffers)
         torch.index_select(x, 0, chunk.token, out=rows)
         torch.index_select(grad, 0, chunk.token, out=out)
-        inner = _products(rows, up.mT, chunk, again[:n]) if ctx.kept is None else ctx.kept[i]
+        inner = _products(rows, up.mT, chunk, again[:n], up_bias) if ctx.kept is None else ctx.kept[i]
         share = weight.index_select(0, chunk.order)
         _products(out, down, chunk, a)  # the gradient of the activation before its gate, then the activation itself
         unweighed = a.clone() if grad_gate is not None else a
@@ -179,9 +177,12 @@ def _gradients(ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate
             _outer(out, a.mul_(share[:, None]), chunk, grad_down)
         if grad_up is not None:
             _outer(grad_inner, rows, chunk, grad_up)
+        if grad_bias is not None:
+            for e, part in zip(chunk.expert, grad_inner.split(chunk.count), strict=True):
+                torch.sum(part, 0, out=grad_bias[e])
         if grad_x is not None:
             grad_x.index_add_(0, chunk.token, _products(grad_inner, up, chunk, rows))
-    return grad_x, grad_up, grad_down, None if grad_gate is None else grad_gate.view_as(gate)
+    return grad_x, grad_up, grad_down, None if grad_gate is None else grad_gate.view_as(gate), grad_bias
 
 
 def _unwritten(weight: Tensor, plan: Plan, wanted: bool) -> Tensor | None:
