@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modalities.music.score import PITCHES, REST, START, VOICES
-from modalities.text.sampling import draw
+from modalities.text.sampling import Sampling, draw
 
 REACH = 25  # intervals beyond two octaves share one entry
 
@@ -62,7 +62,7 @@ class NoteHead(nn.Module):
         step = torch.zeros(len(context), 0, dtype=torch.int64)
         for v in range(VOICES):
             logits = self.logits(context, last[:, v], step.to(context.device), v)
-            pitch = draw(logits, temperature, top_p=top_p, generator=generator)
+            pitch = draw(logits, Sampling(temperature=temperature, top_p=top_p), generator)
             step = torch.cat([step, pitch[:, None]], dim=1)
         return step
 

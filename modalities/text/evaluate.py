@@ -13,6 +13,7 @@ import torch
 from modalities.base import Raw, Score, Step
 from modalities.text.files import write_text
 from modalities.text.module import Text
+from modalities.text.sampling import Sampling
 
 START = 256
 
@@ -112,9 +113,8 @@ def evaluate(
     value = bits(modality, new_step, held) / count
     if out is not None:
         prompt = test[0]["text"].splitlines()[0][:64] + "\n"
-        ids = modality.sample(
-            new_step(), prompt, max_new_tokens=modality.spec.length * 2, temperature=0.8, top_k=40, generator=generator
-        )
+        sampling = Sampling(max_new_tokens=modality.spec.length * 2, temperature=0.8, top_k=40)
+        ids = modality.sample(new_step(), prompt, sampling, generator=generator)
         write_text(Path(out) / "text.txt", prompt + modality.texts(ids)[0] + "\n")
     note = f"{count} bytes in {len(held)} windows of {modality.spec.length}; baseline: byte bigram"
     return [Score("bits per byte", value, baseline / count, higher=False, unit="bits per byte", note=note)]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modalities.base import Batch, Loss, Modality, Raw, Step, Tokens, pad_rows
+from modalities.base import Batch, Loss, Raw, Tokens, pad_rows
+from modalities.text import generation_config
+from modalities.text.continuing import Continuing
+from modalities.text.cross_entropy import IGNORE, linear_cross_entropy
 from modalities.text.files_tokenizer import FilesTokenizer
-from modalities.text.sampling import draw
+from modalities.text.sampling import Sampling
 from modalities.text.spec import TextSpec
+from modalities.text.tokenizer_files import copy_text_files
 
-IGNORE = -100
 
-
-class Text(Modality):
+class Text(Continuing):
     """Text as causal tokens of a trunk of width `dim`.
 
     Every row begins with the tokenizer's bos id and predicts the id that follows each position. Other modalities
@@ -38,13 +40,38 @@ class Text(Modality):
             nn.init.normal_(self.head.weight, std=0.02)
         self.head_bias = nn.Parameter(torch.zeros(rows)) if spec.head_bias else None
         self.folder: Path | None = None
+        self._sampling: Sampling | None = None
+        self._set = False  # whether `sampling` is not the folder's own
 
     def attach(self, folder: Path) -> None:
         """Names the folder the model was loaded from: its tokenizer files are read when they are first needed, and
         copied beside the weights when the model is saved. Nothing is read here, and none of them has to be there."""
-        self.folder = folder
+        self.folder, self._sampling, self._set = folder, None, False
         if isinstance(self.tokenizer, FilesTokenizer):
             self.tokenizer.attach(folder)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How text is continued where nothing else is said: as generation_config.json of the folder says, else at a
+        temperature of 0.8. May be set."""
+        if self._sampling is None:
+            read = None if self.folder is None else generation_config.read(self.folder)
+            self._sampling = Sampling(temperature=0.8) if read is None else read
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, value: Sampling) -> None:
+        self._sampling, self._set = value, True
+
+    def write_files(self, target: Path) -> list[Path]:
+        """Writes what belongs beside the weights into a folder: the files of the folder the model was loaded from, and
+        generation_config.json where `sampling` was set. Returns the files written."""
+        written = []
+        if self._set:
+            tokenizer = self.tokenizer
+            ids = {"eos_token_id": list(tokenizer.ends), "pad_token_id": tokenizer.pad}
+            written.append(generation_config.write(target, self.sampling, ids))
+        return written + ([] if self.folder is None else copy_text_files(self.folder, target))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [...] to embeddings [..., D]."""
@@ -101,117 +128,16 @@ class Text(Modality):
 
     def loss(self, hidden: Tokens, batch: Batch) -> Loss:
         """Cross entropy in float32, in nats, summed over target tokens; metric: accuracy of the most likely id."""
-        logits, target = self.decode(hidden).float(), batch["target"]
-        total = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="sum")
-        real = target != IGNORE
-        count = real.sum()
-        hits = ((logits.detach().argmax(-1) == target) & real).sum()
-        return Loss(total, count, {"accuracy": (hits.float(), count)})
+        total, hits = self.cross_entropy(hidden.embedding, batch["target"])
+        count = (batch["target"] != IGNORE).sum()
+        return Loss(total, count, {"accuracy": (hits, count)})
+
+    def cross_entropy(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [..., D] and the ids [...] that follow (-100 counts nothing) to the sum of cross entropies and
+        the number of hits; see linear_cross_entropy."""
+        weight, bias = self.head_weight, self.head_bias
+        return linear_cross_entropy(hidden.flatten(0, -2), weight, bias, target.flatten(), self.spec.logit_scale)
 
     def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target ids, and ids that are not padding."""
         return (batch["target"] != IGNORE).sum(), batch["mask"].sum()
-
-    def prompt(self, texts: Sequence[str]) -> Batch:
-        """Prompts to ids [B, S] padded on the left (bos first), mask [B, S] and position [B, S, 1] from 0 at bos."""
-        rows = [torch.tensor([self.tokenizer.bos, *self.tokenizer.encode(t)]) for t in texts]
-        if not rows:
-            raise ValueError("prompt: got an empty list, expected at least one text")
-        flipped, mask = pad_rows([r.flip(0) for r in rows], self.tokenizer.pad)
-        ids, mask = flipped.flip(1), mask.flip(1)
-        return {"ids": ids, "mask": mask, "position": (mask.cumsum(1) - 1).clamp(min=0).unsqueeze(-1)}
-
-    def stream(
-        self,
-        step: Step,
-        prompt: str | Sequence[str] = "",
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        stop: Sequence[str] = (),
-    ) -> Iterator[Tensor]:
-        """As `extend`, after one text or several."""
-        given = self.prompt([prompt] if isinstance(prompt, str) else list(prompt))
-        return self.extend(
-            step, given, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=generator, stop=stop,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def extend(
-        self,
-        step: Step,
-        given: Batch,
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        generator: torch.Generator | None,
-        stop: Sequence[str] = (),
-    ) -> Iterator[Tensor]:
-        """Yields the next id of every row, int64 [B] on the CPU, as soon as it is drawn; `given` is as `prompt` makes
-        it (rows without padding need no mask).
-
-        A row that has drawn eos or one of the `stop` texts yields pad from then on; the stream ends with its last
-        row. `step` must be fresh: it keeps what it has seen. Temperature 0 takes the most likely id and needs no
-        generator; anything else draws from `generator`.
-        Raises ValueError on impossible settings.
-        """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-        device, position = self.embedding.weight.device, given["position"][:, -1:]
-        banned = {self.tokenizer.pad, self.tokenizer.bos} - {self.tokenizer.eos}
-        tokens = self._tokens({k: v.to(device) for k, v in given.items()})
-        done = torch.zeros(len(position), dtype=torch.bool)
-        history: list[list[int]] = [[] for _ in position]
-        for _ in range(max_new_tokens):
-            last = self.logits(step(tokens).embedding[:, -1])
-            new = draw(last, temperature, top_k, top_p, generator, sorted(banned))
-            new = new.masked_fill(done, self.tokenizer.pad)
-            yield new
-            for row, (seen, token) in enumerate(zip(history, new.tolist(), strict=True)):
-                seen.append(token)
-                done[row] |= token == self.tokenizer.eos or self._stopped(seen, stop)
-            if bool(done.all()):
-                return
-            position = position + 1
-            tokens = self._tokens({"ids": new.view(-1, 1).to(device), "position": position.to(device)})
-
-    def sample(
-        self,
-        step: Step,
-        prompt: str | Sequence[str] = "",
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        stop: Sequence[str] = (),
-    ) -> Tensor:
-        """New ids [B, n], pad behind the end of a row; `texts` turns them into strings. Settings as in `extend`."""
-        drawn = self.stream(
-            step, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=generator, stop=stop,
-        )  # fmt: skip
-        return torch.stack(list(drawn), dim=1)
-
-    def texts(self, ids: Tensor, stop: Sequence[str] = ()) -> list[str]:
-        """Rows of ids [B, n] as strings, cut at the first eos and before the first `stop` text."""
-        out = []
-        for row in ids.tolist():
-            end = row.index(self.tokenizer.eos) if self.tokenizer.eos in row else len(row)
-            text = self.tokenizer.decode([i for i in row[:end] if i != self.tokenizer.pad])
-            out.append(text[: min((text.find(s) for s in stop if s in text), default=len(text))])
-        return out
-
-    def _tokens(self, batch: Batch) -> Tokens:
-        ids = batch["ids"]
-        return Tokens(embedding=self.embed(ids), mask=batch.get("mask"), position=batch["position"], ids=ids)
-
-    def _stopped(self, seen: Sequence[int], stop: Sequence[str]) -> bool:
-        return bool(stop) and any(s in self.tokenizer.decode(seen) for s in stop)

@@ -1,40 +1,49 @@
-"""The language-model side of a model with text: logits for ids, and generated text."""
+"""The language-model side of a model with text: ids to tokens, states to logits and losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modalities.base import Step, Tokens
-from modalities.text.module import IGNORE, Text
+from modalities.base import Batch, Tokens
+from modalities.text.cross_entropy import IGNORE
+from modalities.text.module import Text
 from zoo.backbone.cache import Cache
 from zoo.models.answering import Answering, evaluating
 from zoo.moe.record import LayerRecord
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a byte tokenizer shows the first bytes of a character
 
 
 @dataclass(frozen=True)
 class LanguageOutput:
     """What a text model answers.
 
-    logits         [B, S, V] of the id after each position
+    state          final normed states [B, S, D]
+    head           the map from states to logits [B, S, V]
+    computed       the logits where they were computed on the way: always without labels
     loss           mean cross entropy over the labels in nats, None without labels
     hidden_states  outputs of all blocks [B, S, D] and the final normed state, where asked for
     cache          the cache that was given, now holding these tokens too
     records        routing and statistics of each MoE layer
     """
 
-    logits: Tensor
+    state: Tensor
+    head: Callable[[Tensor], Tensor]
+    computed: Tensor | None = None
     loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     cache: Cache | None = None
     records: tuple[LayerRecord, ...] = ()
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[B, S, V] of the id after each position, differentiable. A loss needs none of them, so with labels they are
+        computed when first read; read them before the backward pass, and before parameters change."""
+        return self.head(self.state) if self.computed is None else self.computed
 
 
 def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tokens:
@@ -78,51 +87,31 @@ def _check_range(ids: Tensor, size: int) -> None:
         raise ValueError(f"input_ids: got ids {low}..{high}, expected 0..{size - 1}")
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def mean_cross_entropy(text: Text, state: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labels [B, S] that are not -100; position i is scored on label i + 1. 0 where there is none."""
-    target = labels[:, 1:].to(logits.device)
-    count = (target != IGNORE).sum().clamp(min=1)
-    flat = logits[:, :-1].float().flatten(0, 1)
-    return F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum") / count
+    if labels.shape != state.shape[:2]:
+        raise ValueError(f"labels: got shape {list(labels.shape)}, expected {list(state.shape[:2])}")
+    target = labels[:, 1:].to(state.device)
+    total, _ = text.cross_entropy(state[:, :-1], target)
+    return total / (target != IGNORE).sum().clamp(min=1)
 
 
-def continue_ids(
-    text: Text,
-    step: Step,
-    ids: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Yields the id [B] after unpadded rows of ids [B, S], then the one after it, until all rows have drawn eos."""
+def as_prompt(text: Text, ids: Tensor, attention_mask: Tensor | None) -> Batch:
+    """Ids [B, S] and their mask [B, S] (1 on real ids, padding on the left) as `Text.extend` takes prompts.
+
+    Raises ValueError where there is nothing to continue, or padding stands where the continuation begins.
+    """
     ids = checked(text, ids)
     if not ids.shape[1]:
         raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] with a length of 1 or more")
-    position = torch.arange(ids.shape[1], device=ids.device).view(1, -1, 1).expand(len(ids), -1, -1)
-    yield from text.extend(
-        step, {"ids": ids, "position": position}, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, generator=generator,
-    )  # fmt: skip
-
-
-def pieces(text: Text, ids: Iterator[Tensor]) -> Iterator[str]:
-    """The text of a stream of one row's ids, piece by piece; a character that is not complete waits for its rest."""
-    drawn: list[int] = []
-    shown = 0
-    for new in ids:
-        if int(new[0]) == text.tokenizer.eos:
-            break
-        drawn.append(int(new[0]))
-        whole = text.tokenizer.decode(drawn)
-        if not whole.endswith(UNFINISHED) and len(whole) > shown:
-            yield whole[shown:]
-            shown = len(whole)
-    rest = text.tokenizer.decode(drawn)[shown:]
-    if rest:
-        yield rest
+    if attention_mask is None:
+        return text.given(ids)
+    if attention_mask.shape != ids.shape:
+        raise ValueError(f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}")
+    mask = attention_mask.to(ids.device).bool()
+    if not bool(mask[:, -1].all()):
+        raise ValueError("attention_mask: a row ends with padding; expected rows padded on the left")
+    return text.given(ids, mask)
 
 
 @torch.inference_mode()

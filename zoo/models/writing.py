@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import Tensor
 
+from modalities.text.sampling import Sampling, SamplingKeys
 from zoo.backbone.cache import Cache
 from zoo.models.answering import Answering
-from zoo.models.language import LanguageOutput, as_tokens, continue_ids, cross_entropy, pieces
+from zoo.models.language import LanguageOutput, as_prompt, as_tokens, mean_cross_entropy
 
 if TYPE_CHECKING:
     from modalities.text.module import Text
@@ -22,6 +23,16 @@ class Writing(Answering):
     def new_cache(self) -> Cache:
         """An empty key/value cache for calls with `input_ids`."""
         return self.backbone.new_cache()
+
+    @property
+    def sampling(self) -> Sampling:
+        """How `generate` continues text where a call says nothing else: as generation_config.json beside the weights
+        says, else at a temperature of 0.8. May be set; saved with the model then."""
+        return self._text()[1].sampling
+
+    @sampling.setter
+    def sampling(self, value: Sampling) -> None:
+        self._text()[1].sampling = value
 
     def language(
         self,
@@ -36,44 +47,52 @@ class Writing(Answering):
         Labels [B, S] are shifted here: position i is scored on label i + 1, -100 is left out. With a cache, input_ids
         are the new ones only.
         """
-        name = self.find("text")
-        text = cast("Text", self.modalities[name])
+        name, text = self._text()
         tokens = as_tokens(text, input_ids, attention_mask, cache)
         out = self.run(tokens, name, cache, output_hidden=output_hidden_states)
-        logits = text.logits(out.tokens.embedding)
-        loss = None if labels is None else cross_entropy(logits, labels)
-        hidden = (*out.hidden, out.tokens.embedding) if output_hidden_states else None
-        return LanguageOutput(logits, loss, hidden, cache, out.records)
+        state = out.tokens.embedding
+        hidden = (*out.hidden, state) if output_hidden_states else None
+        logits = text.logits(state) if labels is None else None
+        loss = None if labels is None else mean_cross_entropy(text, state, labels)
+        return LanguageOutput(state, text.logits, logits, loss, hidden, cache, out.records)
 
     def generate(
         self,
         prompt: str | Sequence[str] | Tensor = "",
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        attention_mask: Tensor | None = None,
+        special: bool = True,
+        sampling: Sampling | None = None,
         seed: int = 0,
         stream: bool = False,
-    ) -> str | list[str] | Tensor | Iterator[str]:
-        """Text after a prompt: a string for a string, a list for a list, ids [B, S + n] for ids [B, S] (unpadded, bos
-        included). The prompt stands in front of ids and is left out of strings.
+        prefill_chunk: int | None = None,
+        **changes: Unpack[SamplingKeys],
+    ) -> str | list[str] | Tensor | Iterator[str] | Iterator[list[str]] | Iterator[Tensor]:
+        """What follows a prompt: a string for a string, a list for a list, ids [B, S + n] for ids [B, S].
 
-        Temperature 0 takes the likeliest id. With `stream`, an iterator over the pieces of one prompt's text; the model
-        stays in evaluation mode until it ends. Raises ValueError on impossible settings.
+        Strings leave the prompt out; ids stand in front, and `attention_mask` [B, S] is 0 where rows are padded on the
+        left. How is said by `sampling` (the model's own where left out) and by its keys one by one, such as
+        `temperature=0`. `special` off keeps the tokenizer from adding ids in front of strings: a rendered chat has
+        them. With `stream`, an iterator: over pieces of text for a string, lists of pieces for a list, the next ids [B]
+        for ids; the model stays in evaluation mode until it ends. `seed` draws. `prefill_chunk` bounds how many
+        positions of the prompt are computed at once. Raises ValueError on impossible settings.
         """
-        name = self.find("text")
-        text = cast("Text", self.modalities[name])
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-        settings |= {"top_k": top_k, "top_p": top_p, "generator": torch.Generator().manual_seed(seed)}
-        step = self.stepper(name)
+        name, text = self._text()
+        how = (self.sampling if sampling is None else sampling).but(changes)
+        settings: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "prefill_chunk": prefill_chunk}
         if isinstance(prompt, Tensor):
-            drawn = self._quietly(continue_ids(text, step, prompt, **settings))
-            return torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
-        drawn = self._quietly(text.stream(step, prompt, **settings))
-        if stream:
-            if not isinstance(prompt, str):
-                raise ValueError(f"stream: takes one prompt, got {len(prompt)}")
-            return pieces(text, drawn)
-        texts = text.texts(torch.stack(list(drawn), dim=1))
-        return texts[0] if isinstance(prompt, str) else texts
+            given = as_prompt(text, prompt, attention_mask)
+            drawn = self._quietly(text.extend(self.stepper(name), given, how, **settings))
+            return drawn if stream else torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
+        if attention_mask is not None:
+            raise ValueError("attention_mask: goes with ids; strings are padded here")
+        given = text.prompt([prompt] if isinstance(prompt, str) else list(prompt), special)
+        pieces = self._quietly(text.write(self.stepper(name), given, how, **settings))
+        if isinstance(prompt, str):
+            first = (row[0] for row in pieces)
+            return filter(None, first) if stream else "".join(first)
+        return pieces if stream else ["".join(row) for row in zip(*pieces, strict=True)]
+
+    def _text(self) -> tuple[str, Text]:
+        name = self.find("text")
+        return name, cast("Text", self.modalities[name])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from modalities.base import Tokens
 from modalities.text.module import Text
+from modalities.text.sampling import Sampling
 from modalities.text.spec import TextSpec
 
 Make = Callable[..., Any]
@@ -93,92 +95,48 @@ def test_padding_changes_neither_loss_nor_gradient(stand_in: Make) -> None:
     assert torch.allclose(whole, parts, atol=1e-5)
 
 
-def test_prompts_of_different_length_are_padded_on_the_left() -> None:
+def test_scales_bias_and_further_rows() -> None:
+    spec = TextSpec(vocab=300, scale=3.0, logit_scale=0.5, head_bias=True, tie=False)
+    text = spec.build(8)
+    assert spec.parameters(8) == sum(p.numel() for p in text.parameters()) == 300 * (8 + 8 + 1)
+    ids = torch.tensor([[1, 2]])
+    assert torch.equal(text.embed(ids), text.embedding(ids) * 3)
+    assert text.head is not None and text.head_bias is not None
+    torch.nn.init.normal_(text.head_bias)
+    hidden = torch.randn(1, 2, 8, generator=seeded())
+    expected = (hidden @ text.head.weight.T + text.head_bias) * 0.5
+    torch.testing.assert_close(text.logits(hidden), expected)
+    batch = text.batch([torch.tensor([5, 6])])
+    loss = text.loss(Tokens(embedding=hidden), batch)
+    wanted = -expected.log_softmax(-1)[0, [0, 1], [5, 6]].sum()
+    torch.testing.assert_close(loss.total, wanted)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"vocab": 0}, "vocab: got 0"), ({"scale": 0.0}, "scale: got 0.0"), ({"logit_scale": math.inf}, "logit_scale")],
+)
+def test_impossible_keys_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextSpec(**keys)
+    with pytest.raises(ValueError, match="vocab: got 100, expected at least the tokenizer's 259 ids"):
+        TextSpec(vocab=100).build(8)
+
+
+def test_settings_of_generation_come_from_the_folder_and_go_with_the_weights(tmp_path: Path) -> None:
     text = make()
-    given = text.prompt(["ab", ""])
-    bos, pad = text.tokenizer.bos, text.tokenizer.pad
-    assert given["ids"].tolist() == [[bos, 97, 98], [pad, pad, bos]]
-    assert given["mask"].tolist() == [[True, True, True], [False, False, True]]
-    assert given["position"][..., 0].tolist() == [[0, 1, 2], [0, 0, 0]]
-
-
-@pytest.mark.parametrize("tie", [False, True])
-def test_a_batch_of_prompts_continues_as_each_does_alone(stand_in: Make, tie: bool) -> None:
-    text, trunk = make(tie), stand_in()
-    prompts = ["a longer prompt", "b", ""]
-    together = text.sample(trunk.step(), prompts, max_new_tokens=12, temperature=0)
-    for row, prompt in zip(together, prompts, strict=True):
-        alone = text.sample(trunk.step(), prompt, max_new_tokens=12, temperature=0)[0]
-        assert torch.equal(row[: len(alone)], alone)
-
-
-def test_sampling_step_by_step_equals_the_full_pass(stand_in: Make) -> None:
-    text, trunk = make(), stand_in()
-    ids = text.sample(trunk.step(), "now", max_new_tokens=10, temperature=0)[0]
-    batch = text.batch([torch.tensor([*b"now", *ids.tolist()])])
-    logits = text.decode(trunk(text.encode(batch)))[0, 3:]
-    logits[:, [text.tokenizer.bos, text.tokenizer.pad]] = -torch.inf
-    assert torch.equal(logits.argmax(-1), ids)
-
-
-def test_only_new_tokens_are_fed(stand_in: Make) -> None:
-    text, inner, lengths = make(), stand_in().step(), []
-
-    def step(tokens: Tokens) -> Tokens:
-        lengths.append(tokens.shape[1])
-        return inner(tokens)
-
-    text.sample(step, "four", max_new_tokens=4, temperature=0)
-    assert lengths == [5, 1, 1, 1]
-
-
-def scripted(text: Text, *scripts: str | list[int]) -> Callable[[Tokens], Tokens]:
-    """A step whose hidden states make each row say its script, id by id."""
-    count = iter(range(100))
-    assert text.head is not None
-    with torch.no_grad():
-        text.head.weight.zero_()
-        text.head.weight[:, :9] = torch.tensor([[float(b == "1") for b in f"{i:09b}"] for i in range(259)]) - 0.5
-
-    def step(tokens: Tokens) -> Tokens:
-        at, hidden = next(count), torch.zeros(*tokens.shape, 32)
-        for row, script in enumerate(scripts):
-            ids = text.tokenizer.encode(script) if isinstance(script, str) else script
-            code = f"{ids[min(at, len(ids) - 1)]:09b}"
-            hidden[row, -1, :9] = torch.tensor([float(b == "1") for b in code]) - 0.5
-        return tokens.replace(embedding=hidden)
-
-    return step
-
-
-def test_a_row_stops_at_eos_and_the_others_go_on() -> None:
-    text = make()
-    eos, pad = text.tokenizer.eos, text.tokenizer.pad
-    ids = text.sample(scripted(text, [65, eos], "xyz"), ["", ""], max_new_tokens=3, temperature=0)
-    assert ids.tolist() == [[65, eos, pad], [120, 121, 122]]
-    assert text.texts(ids) == ["A", "xyz"]
-
-
-def test_a_stop_text_ends_the_row_and_is_cut_off() -> None:
-    text = make()
-    ids = text.sample(scripted(text, "one. two. three."), "", max_new_tokens=50, temperature=0, stop=[". t"])
-    assert text.texts(ids, stop=[". t"]) == ["one"] and ids.shape == (1, 6)
-
-
-def test_the_stream_gives_what_the_sample_gives_one_id_at_a_time(stand_in: Make) -> None:
-    text, trunk = make(), stand_in()
-    stream = text.stream(trunk.step(), ["a", "bc"], max_new_tokens=5, generator=seeded())
-    first = next(stream)
-    assert first.shape == (2,)
-    whole = text.sample(trunk.step(), ["a", "bc"], max_new_tokens=5, generator=seeded())
-    assert torch.equal(torch.stack([first, *stream], 1), whole)
-
-
-def test_impossible_requests_are_refused(stand_in: Make) -> None:
-    text, trunk = make(), stand_in()
-    with pytest.raises(ValueError, match="max_new_tokens: got 0"):
-        text.sample(trunk.step(), "a", max_new_tokens=0, temperature=0)
-    with pytest.raises(ValueError, match="prompt: got an empty list"):
-        text.sample(trunk.step(), [], temperature=0)
-    with pytest.raises(ValueError, match="generator: none given"):
-        text.sample(trunk.step(), "a")
+    assert text.sampling == Sampling(temperature=0.8)
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "max_new_tokens": 3}')
+    text.attach(tmp_path)
+    assert text.sampling == Sampling(temperature=0, max_new_tokens=3)
+    (tmp_path / "one").mkdir()
+    text.write_files(tmp_path / "one")
+    assert (tmp_path / "one" / "generation_config.json").read_bytes() == (
+        tmp_path / "generation_config.json"
+    ).read_bytes()
+    text.sampling = Sampling(temperature=0.3, top_p=0.9)
+    (tmp_path / "two").mkdir()
+    text.write_files(tmp_path / "two")
+    again = make()
+    again.attach(tmp_path / "two")
+    assert again.sampling == Sampling(temperature=0.3, top_p=0.9, eos=(257,))

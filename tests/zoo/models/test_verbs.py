@@ -65,17 +65,10 @@ def test_generate_in_all_its_forms(full: Unified) -> None:
     ids = full.generate(torch.tensor([[256, 97, 98]]), max_new_tokens=8, temperature=0.0)
     text: Any = full.modalities["text"]
     assert isinstance(ids, torch.Tensor) and text.texts(ids[:, 3:])[0] == one
-    with pytest.raises(ValueError, match="stream: takes one prompt, got 2"):
-        full.generate(["a", "b"], stream=True)
-
-
-def test_streams_end_at_whole_characters(full: Unified) -> None:
-    from zoo.models.language import pieces
-
-    text: Any = full.modalities["text"]
-    ids = [torch.tensor([b]) for b in "aé€b".encode()] + [torch.tensor([257]), torch.tensor([99])]
-    assert list(pieces(text, iter(ids))) == ["a", "é", "€", "b"]
-    assert "".join(pieces(text, iter(ids[:2]))) == "a\N{REPLACEMENT CHARACTER}"
+    rows = list(full.generate(["ab", "a longer prompt"], max_new_tokens=8, temperature=0.0, stream=True))
+    assert ["".join(row) for row in zip(*rows, strict=True)] == both
+    steps = list(full.generate(torch.tensor([[256, 97, 98]]), max_new_tokens=8, temperature=0.0, stream=True))
+    assert torch.equal(torch.stack(steps, dim=1), ids[:, 3:])
 
 
 @pytest.mark.parametrize(
