@@ -1,4 +1,4 @@
-"""`python -m training fit | validate | test | predict | curriculum`."""
+"""`python -m training fit | validate | test | predict | curriculum | compare`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "training.lightning_cli"),
     "curriculum": "training.curriculum",
+    "compare": "training.compare.command",
 }
 USAGE = """usage: python -m training COMMAND [options]
 
@@ -17,6 +18,7 @@ USAGE = """usage: python -m training COMMAND [options]
   test        losses on test data
   predict     outputs for test data
   curriculum  stages given as data: --config configs/stages/quickstart.yaml
+  compare     systems beside each other: --config configs/compare/routers-small.yaml [--seeds 3] [--dry_run]
 
 COMMAND --help explains its options; fit --print_config prints the configuration as it was resolved.
 """

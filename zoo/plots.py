@@ -108,6 +108,30 @@ def load_curve(steps: Sequence[int], load: np.ndarray, null: int = 0) -> Figure:
     return figure
 
 
+def loss_over_flops(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """A line per system: name -> (training operations so far, loss there). Operations are on a logarithmic axis; the
+    first system is drawn dashed in black, the others by colour.
+
+    Raises ValueError where there is nothing to show.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("curves: got none, expected at least one system")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    rows: list[Sequence[Any]] = []
+    for i, (name, (flops, losses)) in enumerate(curves.items()):
+        colour = colormaps["viridis"](i / max(len(curves), 2)) if i else "black"
+        axes.plot(flops, losses, label=name, color=colour, linestyle="-" if i else "--", linewidth=1.2)
+        rows += [(name, f"{x:.6g}", f"{y:.6g}") for x, y in zip(flops, losses, strict=True)]
+    axes.set(xscale="log", xlabel="training operations (FLOPs)", ylabel="training loss")
+    axes.legend(fontsize="small", ncols=1 + len(curves) // 12)
+    _NUMBERS[figure] = (["system", "flops", "loss"], rows)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes a figure (the suffix names the format), and the numbers it shows as CSV beside it, each written under
     another name first. Returns the figure's path."""

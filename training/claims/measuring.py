@@ -11,11 +11,12 @@ import torch.nn.functional as F
 
 from modalities.base import Raw
 from modalities.text.evaluate import windows
-from modalities.text.module import IGNORE, Text
+from modalities.text.module import Text
 from zoo.models.answering import evaluating
 from zoo.models.unified import Unified
 from zoo.moe.record import LayerRecord
 
+IGNORE = -100  # target of what is not scored
 ROWS = 16  # windows read at once
 DEAD = 0.01  # an expert with less than this part of the even share counts as dead
 
