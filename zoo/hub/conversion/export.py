@@ -94,7 +94,7 @@ def choose(spec: UnifiedSpec, origin: Origin | None) -> tuple[Family, Plain]:
         fields, problems[name] = _fields(found, model)
         if not problems[name]:
             kept = origin.fields if origin is not None and first == name else {}
-            return found, _with_kept(found, fields, kept, model)
+            return found, _with_kept(fields, kept, model)
     nearest = min(problems, key=lambda name: (name != first, len(problems[name])))
     listed = "\n  ".join(problems[nearest][:8])
     raise ExportError(f"no public family describes this model; as {nearest} it would differ in\n  {listed}")
@@ -135,14 +135,11 @@ def _problems(fields: Plain, model: Language) -> list[str]:
     return differences(model, full(spec))
 
 
-def _with_kept(family: Family, fields: Plain, kept: Mapping[str, Any], model: Language) -> Plain:
-    """The fields, with those of the source that say nothing about outputs, and its greatest length."""
-    if not kept:
-        return fields
-    _, harmless = family.read(kept, "config.json")
-    extra = {**harmless, **({LIMIT: kept[LIMIT]} if LIMIT in kept else {})}
-    merged = {**extra, **fields, **({LIMIT: kept[LIMIT]} if LIMIT in kept else {})}
-    return fields if _problems(merged, model) else merged
+def _with_kept(fields: Plain, kept: Mapping[str, Any], model: Language) -> Plain:
+    """The fields with those of the source that ours do not tell, and its greatest length, if that is the same model."""
+    limit = {LIMIT: kept[LIMIT]} if LIMIT in kept else {}
+    merged = {**kept, **fields, **limit}
+    return fields if not kept or _problems(merged, model) else merged
 
 
 def _stacked(family: Family) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zoo.hub.conversion.fields import Fields
@@ -38,17 +38,21 @@ def grouped(
     }
 
 
-def windows(fields: Fields, depth: int, *, first: int = 0) -> list[int | None]:
-    """The sliding window of each layer in the manner of Qwen: `use_sliding_window` switches it on, `layer_types` or
-    else `max_window_layers` say where; first is that field's default. All layers without `layer_types` where a model
-    has no such field."""
-    on = fields.get("use_sliding_window", bool, False)
-    size = fields.get("sliding_window", int, None)
-    start = fields.get("max_window_layers", int, first)
-    types = layer_types(fields, depth)
-    if types is None:
-        types = [WINDOWED if i >= start else "" for i in range(depth)]
-    return [size if on and kind == WINDOWED else None for kind in types]
+def windows(fields: Fields, windowed: Callable[[int, int], bool], depth: int, *, start: int = 28) -> list[int | None]:
+    """The sliding window of each layer in the manner of Qwen: `use_sliding_window` switches it on; `layer_types`, or
+    else windowed(layer, max_window_layers), says where. start is the default of `max_window_layers`."""
+    on, size = fields.get("use_sliding_window", bool, False), fields.get("sliding_window", int, 4096)
+    above, types = fields.get("max_window_layers", int, start), layer_types(fields, depth)
+    each = [windowed(i, above) if types is None else types[i] == WINDOWED for i in range(depth)]
+    return [size if on and here else None for here in each]
+
+
+def sparse(fields: Fields, depth: int, experts: int) -> list[bool]:
+    """Whether each layer has experts, by `mlp_only_layers` and `decoder_sparse_step` (Qwen-MoE)."""
+    without, step = fields.get("mlp_only_layers", list, []), fields.get("decoder_sparse_step", int, 1)
+    if step < 1:
+        raise fields.error("decoder_sparse_step", f"got {step}, expected 1 or more")
+    return [i not in without and experts > 0 and (i + 1) % step == 0 for i in range(depth)]
 
 
 def layer_types(fields: Fields, depth: int) -> list[str] | None:
@@ -62,10 +66,11 @@ def layer_types(fields: Fields, depth: int) -> list[str] | None:
     return [str(t) for t in types]
 
 
-def dense(fields: Fields, name: str = "intermediate_size", *, bias: bool = False) -> Plain:
-    """A dense SwiGLU network."""
+def dense(fields: Fields, name: str = "intermediate_size", *, bias: bool = False, default: int | None = None) -> Plain:
+    """A dense SwiGLU network; without a default its width has to be there."""
     fields.only("hidden_act", "silu", "swish")
-    plain: Plain = {"type": "dense", "hidden": fields.get(name, int)}
+    hidden = fields.get(name, int) if default is None else fields.get(name, int, default)
+    plain: Plain = {"type": "dense", "hidden": hidden}
     return {**plain, "bias": True} if bias else plain
 
 

@@ -48,6 +48,12 @@ def pre_norms(theirs: str, ours: str, model: Language) -> Iterator[Piece]:
     yield from norm(f"{theirs}.post_attention_layernorm", f"{ours}.ffn_norm", model)
 
 
+def post_norms(theirs: str, ours: str, model: Language) -> Iterator[Piece]:
+    """The norms of a block that stand after its branches."""
+    yield from norm(f"{theirs}.post_attention_layernorm", f"{ours}.attention_post_norm", model)
+    yield from norm(f"{theirs}.post_feedforward_layernorm", f"{ours}.ffn_post_norm", model)
+
+
 def grouped(
     theirs: str, ours: str, spec: Mapping[str, Any], norms: tuple[str, str] = ("q_norm", "k_norm")
 ) -> Iterator[Piece]:

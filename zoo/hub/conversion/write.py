@@ -72,3 +72,23 @@ def write_dense(model: Language) -> Plain:
     """What `read.dense` reads: the width of a dense network that is the same in all blocks."""
     hidden = model.same("ffn", lambda block: of_type(block["ffn"], "ffn", "dense")["hidden"])
     return {"intermediate_size": hidden, "hidden_act": "silu"}
+
+
+def write_sparse(model: Language) -> Plain:
+    """What `read.sparse` reads, and the width of dense layers where there are any."""
+    dense = [i for i, block in enumerate(model.blocks) if block["ffn"]["type"] == "dense"]
+    plain: Plain = {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    widths = {model.blocks[i]["ffn"]["hidden"] for i in dense}
+    if len(widths) > 1:
+        raise MismatchError(f"ffn.hidden: dense layers have widths {sorted(widths)}; expected one")
+    return plain | {"intermediate_size": widths.pop()} if widths else plain
+
+
+def mixture(model: Language) -> Plain:
+    """The MoE layer that all blocks with experts share."""
+    layers = [block["ffn"] for block in model.blocks if block["ffn"]["type"] == "moe"]
+    if not layers:
+        raise MismatchError("ffn: no block has experts")
+    if any(layer != layers[0] for layer in layers):
+        raise MismatchError("ffn: layers with experts differ; expected the same in all")
+    return dict(layers[0])

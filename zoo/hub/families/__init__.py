@@ -37,8 +37,11 @@ NAMES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "olmo2",
     "mixtral",
     "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
 )
 
 

@@ -26,7 +26,7 @@ def spec(fields: Fields) -> Language:
 
 def config(model: Language) -> Plain:
     """The fields of Mixtral."""
-    layer = model.same("ffn", lambda block: of_type(block["ffn"], "ffn", "moe"))
+    layer = write.mixture(model)
     return {
         **write.write_language(model),
         **write.write_grouped(model),

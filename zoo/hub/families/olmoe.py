@@ -29,7 +29,7 @@ def spec(fields: Fields) -> Language:
 
 def config(model: Language) -> Plain:
     """The fields of OLMoE."""
-    layer = model.same("ffn", lambda block: of_type(block["ffn"], "ffn", "moe"))
+    layer = write.mixture(model)
     router = of_type(layer["router"], "ffn.router", "top_k")
     return {
         **write.write_language(model),

@@ -10,11 +10,16 @@ from zoo.hub.families.llama import pieces
 from zoo.spec import Plain
 
 
+def upper(layer: int, start: int) -> bool:
+    """Where windows are unless `layer_types` says: from `max_window_layers` on."""
+    return layer >= start
+
+
 def spec(fields: Fields) -> Language:
     """The window is that of `read.windows`."""
     depth = fields.count()
     attention, ffn = read.grouped(fields, bias=True, kv_heads=32), read.dense(fields)
-    each = read.windows(fields, depth, first=28)
+    each = read.windows(fields, upper, depth)
     return read.language(fields, [read.sequential({**attention, "window": window}, ffn) for window in each])
 
 

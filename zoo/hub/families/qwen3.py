@@ -15,7 +15,7 @@ def spec(fields: Fields) -> Language:
     """A head size of 128 unless the field is there."""
     depth, bias = fields.count(), fields.get("attention_bias", bool, False)
     attention = read.grouped(fields, bias=bias, out_bias=bias, kv_heads=32, head_dim=128) | {"qk_norm": True}
-    each, ffn = read.windows(fields, depth, first=28), read.dense(fields)
+    each, ffn = read.windows(fields, qwen2.upper, depth), read.dense(fields)
     return read.language(fields, [read.sequential({**attention, "window": window}, ffn) for window in each])
 
 

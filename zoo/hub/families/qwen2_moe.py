@@ -1,0 +1,94 @@
+"""Qwen2-MoE: routed experts beside one shared expert with a gate of its own; some layers may be dense (Qwen1.5-MoE)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zoo.hub.conversion import read, rules, write
+from zoo.hub.conversion.family import FUSED, SEPARATE, Family
+from zoo.hub.conversion.fields import Fields
+from zoo.hub.conversion.language import Language, MismatchError, of_type
+from zoo.hub.conversion.pieces import Piece
+from zoo.spec import Plain
+
+
+def alternate(layer: int, stop: int) -> bool:
+    """Where windows are unless `layer_types` says: in every other layer below `max_window_layers`."""
+    return layer % 2 == 0 and layer < stop
+
+
+def router(fields: Fields, k: int) -> Plain:
+    """Softmax over all experts; `norm_topk_prob` divides the weights by their sum over the chosen."""
+    normalize = "selected" if fields.get("norm_topk_prob", bool, False) else "all"
+    return {"type": "top_k", "k": fields.get("num_experts_per_tok", int, k), "normalize": normalize}
+
+
+def spec(fields: Fields) -> Language:
+    """Dense layers are those without experts by `mlp_only_layers` and `decoder_sparse_step`."""
+    depth, bias = fields.count(), fields.get("qkv_bias", bool, True)
+    attention, dense = read.grouped(fields, bias=bias, kv_heads=16), read.dense(fields, default=5632)
+    routed = fields.get(("num_experts", "num_local_experts"), int, 60)
+    shared = {"count": 1, "hidden": fields.get("shared_expert_intermediate_size", int, 5632), "gate": "sigmoid"}
+    experts = read.swiglu(fields, "moe_intermediate_size")
+    layer = read.moe(experts, routed, router(fields, 4), shared)
+    each = zip(read.windows(fields, alternate, depth), read.sparse(fields, depth, routed), strict=True)
+    blocks = [read.sequential({**attention, "window": size}, layer if has else dense) for size, has in each]
+    return read.language(fields, blocks)
+
+
+def config(model: Language) -> Plain:
+    """The fields of Qwen2-MoE."""
+    layer = write.mixture(model)
+    if layer["shared"] is None:
+        raise MismatchError("ffn.shared: is none, expected one shared expert")
+    return {
+        **write.write_language(model),
+        **write.write_grouped(model),
+        **write.write_windows(model),
+        **experts(model),
+        "qkv_bias": write.attention(model)["bias"],
+        "shared_expert_intermediate_size": layer["shared"]["hidden"],
+    }
+
+
+def experts(model: Language) -> Plain:
+    """The fields of routed experts and dense layers, as Qwen3-MoE has them too."""
+    layer = write.mixture(model)
+    chosen = of_type(layer["router"], "ffn.router", "top_k")
+    return {
+        **write.write_sparse(model),
+        "hidden_act": "silu",
+        "moe_intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
+        "num_experts": layer["routed"],
+        "num_experts_per_tok": chosen["k"],
+        "norm_topk_prob": chosen["normalize"] == "selected",
+    }
+
+
+def pieces(model: Language, layout: str) -> Iterator[Piece]:
+    """The tensors of Qwen2-MoE, and of Qwen3-MoE, which has no shared expert."""
+    yield from rules.frame(model)
+    for theirs, ours, block in rules.blocks(model):
+        ffn = block["ffn"]
+        yield from rules.pre_norms(theirs, ours, model)
+        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
+        if ffn["type"] == "dense":
+            yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"])
+            continue
+        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
+        yield from rules.experts(
+            f"{theirs}.mlp.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout
+        )
+        if ffn["shared"] is not None:
+            yield from rules.glu(f"{theirs}.mlp.shared_expert", f"{ours}.ffn.shared_experts", ffn["shared"]["hidden"])
+            yield Piece(f"{theirs}.mlp.shared_expert_gate.weight", f"{ours}.ffn.shared_experts.gate")
+
+
+FAMILY = Family(
+    name="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    spec=spec,
+    config=config,
+    rules=pieces,
+    layouts=(SEPARATE, FUSED),
+)
