@@ -67,9 +67,8 @@ class Experts(nn.Module):
         """What is dispatched for x [T, D]: x itself, or something narrower [T, width of a row] that travels."""
         return x
 
-    def after(self, y: Tensor, routing: Routing) -> Tensor:
-        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width. Tokens that routing
-        masks stay zero."""
+    def after(self, y: Tensor) -> Tensor:
+        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width."""
         return y
 
     def fuses(self, x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.moe.experts.base import Backend, Experts, ExpertSpec
 from zoo.moe.experts.ffn import fan_in_
-from zoo.moe.routing import Routing, RoutingContext, Rows
+from zoo.moe.routing import RoutingContext, Rows
 from zoo.spec import Cost, linear_cost
 
 
@@ -163,7 +163,7 @@ class LatentExperts(Experts):
         counts = rows.counts.new_zeros(self.groups + 1).scatter_add(0, group[order], new.long())
         return pair, head, counts[: self.groups]
 
-    def after(self, y: Tensor, routing: Routing) -> Tensor:
+    def after(self, y: Tensor) -> Tensor:
         return F.linear(y, self.out_of[0]) if self.out_of is not None and self.groups == 1 else y
 
     def weigh(self, out: Tensor, gate: Tensor) -> Tensor:
