@@ -62,7 +62,7 @@ class RopeSpec:
 class Rotation:
     """The turning of one forward pass, for heads of which the first `turned` dimensions turn.
 
-    cos, sin   [B or 1, 1, S, turned] in float32 at least; sin carries the sign with which a dimension's partner enters
+    cos, sin   [B or 1, S, 1, turned] in float32; sin carries the sign with which a dimension's partner enters
     adjacent   whether partners stand next to each other rather than half of `turned` apart
     sharpness  see RopeSpec
     """
@@ -75,17 +75,19 @@ class Rotation:
     def turn(self, x: Tensor) -> Tensor:
         """x [B, H, S, d] with its first dimensions turned, computed in float32 at least, in x's dtype."""
         turned = self.cos.shape[-1]
-        part = x if x.shape[-1] == turned else x[..., :turned]
-        if part.dtype != self.cos.dtype:
-            part = part.to(torch.promote_types(part.dtype, self.cos.dtype))
-        out = torch.addcmul(part * self.cos, self._partner(part), self.sin).to(x.dtype)
-        return out if x.shape[-1] == turned else torch.cat([out, x[..., turned:]], dim=-1)
+        rows = x.transpose(1, 2)  # as linear maps leave them
+        part = rows if x.shape[-1] == turned else rows[..., :turned]
+        wide = part.to(torch.promote_types(part.dtype, self.cos.dtype))
+        # one new tensor only: pages of fresh memory cost more than the products
+        out = self._partner(wide).mul_(self.sin).addcmul_(wide, self.cos.to(wide.dtype)).to(x.dtype)
+        out = out if x.shape[-1] == turned else torch.cat([out, rows[..., turned:]], dim=-1)
+        return out.transpose(1, 2)
 
     def _partner(self, x: Tensor) -> Tensor:
+        """A copy in which every dimension stands where its partner stood."""
         if self.adjacent:
             return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([right, left], dim=-1)
+        return x.roll(x.shape[-1] // 2, -1)
 
 
 def rotation(position: Tensor, spec: RopeSpec, turned: int, mask: Tensor | None = None) -> Rotation:
@@ -111,7 +113,7 @@ def rotation(position: Tensor, spec: RopeSpec, turned: int, mask: Tensor | None 
         cos, sin = cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
     else:
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    return Rotation(cos[:, None], sin[:, None], spec.pairs == "adjacent", spec.sharpness)
+    return Rotation(cos[:, :, None], sin[:, :, None], spec.pairs == "adjacent", spec.sharpness)
 
 
 def _length(position: Tensor, mask: Tensor | None) -> Tensor:

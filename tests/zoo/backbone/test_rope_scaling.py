@@ -56,8 +56,8 @@ def test_angles_equal_transformers(name: str) -> None:
         position = torch.stack([torch.arange(length - 8, length), torch.arange(8)])
         cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), position)
         got = ours(scaling, position)
-        torch.testing.assert_close(got.cos[:, 0], cos, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(got.sin[:, 0, :, SIZE // 2 :], sin[..., SIZE // 2 :], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(got.cos[:, :, 0], cos, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(got.sin[:, :, 0, SIZE // 2 :], sin[..., SIZE // 2 :], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dynamic", "longrope"])
@@ -65,7 +65,7 @@ def test_padding_does_not_count_as_length(name: str) -> None:
     position = torch.tensor([[5, 900, 6, 7]])
     mask = torch.tensor([[True, False, True, True]])
     short = ours(CASES[name][1], position[:, [0, 2, 3]])
-    torch.testing.assert_close(ours(CASES[name][1], position, mask=mask).cos[:, :, [0, 2, 3]], short.cos)
+    torch.testing.assert_close(ours(CASES[name][1], position, mask=mask).cos[:, [0, 2, 3]], short.cos)
 
 
 def test_within_the_context_dynamic_changes_nothing() -> None:
@@ -78,10 +78,10 @@ def test_within_the_context_dynamic_changes_nothing() -> None:
 def test_longrope_factors_beyond_the_context() -> None:
     """PhiMoE keeps its short divisors and changes the attention factor."""
     scaling = {**CASES["longrope"][1], "attention_factor": 1.25, "long_attention_factor": 1.5, "switch": False}
-    near, far = (ours(scaling, torch.tensor([[0, end]])).cos[0, 0] for end in (31, 32))
+    near, far = (ours(scaling, torch.tensor([[0, end]])).cos[0, :, 0] for end in (31, 32))
     torch.testing.assert_close(near[0], torch.full((SIZE,), 1.25))
     torch.testing.assert_close(far[0], torch.full((SIZE,), 1.5))
-    plain = ours({**scaling, "switch": True}, torch.tensor([[0, 32]])).cos[0, 0]
+    plain = ours({**scaling, "switch": True}, torch.tensor([[0, 32]])).cos[0, :, 0]
     assert not torch.allclose(plain[1], far[1])
 
 
