@@ -158,8 +158,7 @@ def test_shared_maps_learn_from_every_expert_of_their_group() -> None:
 def test_initial_outputs_have_the_variance_of_plain_maps() -> None:
     torch.manual_seed(0)
     experts = LatentSpec(hidden=64, latent=32, larger=True).build(256, 1, "fused")
-    product_map = experts.gate[0].detach() @ experts.into[0, :32]
-    assert float(product_map.var()) * 256 == pytest.approx(1, rel=0.1)
+    assert float((experts.gate[0] @ experts.into[0, :32]).detach().var()) * 256 == pytest.approx(1, rel=0.1)
 
 
 def test_what_cannot_be_is_refused() -> None:
