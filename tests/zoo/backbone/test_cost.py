@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modalities.base import Tokens
+from zoo.backbone.attention import AttentionSpec
 from zoo.backbone.trunk import Backbone, BackboneSpec
 from zoo.moe.layer import MoE
 from zoo.moe.spec import MoESpec
@@ -27,10 +28,18 @@ LAYERS: dict[str, dict[str, Any]] = {
     "unimoe": {"type": "moe", "routed": 8, "experts": SWIGLU, "router": {"type": "top_p", "p": 0.7},
                "null_experts": {"zero": 1}, "shared": {"count": 2, "hidden": 4, "gate": "router"}},
 }  # fmt: skip
-ATTENTION: list[dict[str, Any]] = [
-    {"heads": 4},
-    {"heads": 4, "kv_heads": 2, "head_dim": 6, "qk_norm": True, "bias": True, "out_bias": True},
-]
+ATTENTION: dict[str, dict[str, Any]] = {
+    "plain": {"heads": 4},
+    "grouped": {"heads": 4, "kv_heads": 2, "head_dim": 6, "qk_norm": True, "bias": True, "out_bias": True},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    **ATTENTION,
+    "norm over all": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_norm_over": "all"},
+    "sinks": {"heads": 4, "kv_heads": 2, "head_dim": 6, "sinks": True, "window": 3},
+    "latent": {"type": "latent", "heads": 4, "kv_rank": 6, "nope_dim": 3, "rope_dim": 2, "value_dim": 5},
+    "latent queries": {"type": "latent", "heads": 4, "kv_rank": 6, "nope_dim": 3, "rope_dim": 2, "value_dim": 5,
+                       "q_rank": 7, "bias": True},
+}  # fmt: skip
 
 
 def spec(ffn: str, attention: dict[str, Any], type: str = "sequential") -> BackboneSpec:
@@ -45,11 +54,27 @@ def count(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("type", ["sequential", "adaln"])
-@pytest.mark.parametrize("attention", ATTENTION, ids=["plain", "grouped"])
+@pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("ffn", LAYERS)
-def test_parameters_equal_those_of_the_built_trunk(ffn: str, attention: dict[str, Any], type: str) -> None:
-    described = spec(ffn, attention, type)
+def test_parameters_equal_those_of_the_built_trunk(ffn: str, attention: str, type: str) -> None:
+    described = spec(ffn, ATTENTION[attention], type)
     assert described.cost().total == count(described.build())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_attention_knows_its_parameters(kind: str) -> None:
+    attention = parse(AttentionSpec, KINDS[kind])
+    cost = attention.cost(16, 100)
+    assert cost.total == cost.active == count(attention.build(16, 0, 1e-6))
+
+
+def test_operations_of_attention() -> None:
+    """2 per multiply-add: maps, and products with `length` keys and values; a window bounds these."""
+    cost = {kind: parse(AttentionSpec, KINDS[kind]).cost for kind in KINDS}
+    assert cost["plain"](16, 10).flops == 2 * 4 * 16 * 16 + 4 * 16 * 10
+    assert cost["sinks"](16, 10).flops - cost["sinks"](16, 0).flops == 4 * 24 * 3
+    maps = 16 * 4 * 5 + 16 * (6 + 2) + 6 * 4 * (3 + 5) + 4 * 5 * 16
+    assert cost["latent"](16, 10).flops == 2 * maps + 2 * 4 * (5 + 5) * 10
 
 
 def used_per_token(trunk: Backbone, k: float) -> float:
@@ -63,19 +88,19 @@ def used_per_token(trunk: Backbone, k: float) -> float:
 
 @pytest.mark.parametrize(("ffn", "k"), [("plain", 2), ("gelu", 2), ("null", 2), ("shared", 3), ("unimoe", 7)])
 def test_active_parameters(ffn: str, k: float) -> None:
-    described = spec(ffn, ATTENTION[0])
+    described = spec(ffn, ATTENTION["plain"])
     assert described.cost().active == pytest.approx(used_per_token(described.build(), k))
 
 
 def test_active_equals_total_without_experts() -> None:
-    cost = spec("dense", ATTENTION[1]).cost()
+    cost = spec("dense", ATTENTION["grouped"]).cost()
     assert cost.active == cost.total
 
 
 @pytest.mark.parametrize("ffn", ["dense", "plain", "gelu", "shared"])
 def test_operations_equal_those_counted_while_running(ffn: str) -> None:
     """Token count times the stated figure, over S tokens that all see S keys (SDPA computes masked ones as well)."""
-    described = spec(ffn, ATTENTION[0])
+    described = spec(ffn, ATTENTION["plain"])
     trunk, length = described.build(), 12
     for layer in trunk.moe_layers():  # the counter knows torch's own products alone
         layer.spec = parse(MoESpec, LAYERS[ffn] | {"backend": "reference"})
