@@ -68,13 +68,20 @@ def _target(p: Parser, name: str, required: bool = True) -> None:
 
 def _generate(p: Parser) -> None:
     p.add_argument("ref", metavar="REF", help=REF)
-    p.add_argument("--prompt", default="", help="the beginning of the text")
-    p.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    p.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
-    p.add_argument("--top-k", type=int, metavar="K")
-    p.add_argument("--top-p", type=float, metavar="P")
+    p.add_argument("--prompt", default="", help="the beginning of the text, or the question; - reads standard input")
+    p.add_argument("--chat", action="store_true", help="ask through the model's chat template; prints the answer alone")
+    p.add_argument("--system", metavar="TEXT", help="what the chat tells the model first")
     p.add_argument("--stream", action="store_true", help="print as it is written")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision (that of the file)")
     _seed(p)
+    more = p.add_argument_group("how to write; what is left out is as generation_config.json of the model says")
+    more.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to add (256)")
+    more.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token (0.8)")
+    more.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens")
+    more.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that make up P together")
+    more.add_argument("--min-p", type=float, metavar="P", help="only tokens P times as probable as the likeliest")
+    more.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 shuns what was said already")
+    more.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
 
 
 def _forecast(p: Parser) -> None:

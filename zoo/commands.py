@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,10 @@ from zoo.registry import nearest
 if TYPE_CHECKING:
     from modalities.speech.spec import SpeechSpec
     from zoo.trace import Trace
+
+
+# Settings of generation that are options; what is not given is the model's own.
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
 
 
 def run_list(a: Namespace) -> None:
@@ -49,14 +54,25 @@ def run_show(a: Namespace) -> None:
 
 
 def run_generate(a: Namespace) -> None:
-    """`zoo generate`: the prompt and what follows."""
+    """`zoo generate`: the prompt and what follows; with --chat the answer alone."""
+    if a.system is not None and not a.chat:
+        raise ValueError("--system: goes with --chat")
+    prompt = sys.stdin.read().removesuffix("\n") if a.prompt == "-" else a.prompt
+    import torch
+
     from zoo.hub.weights import load
 
-    model = load(a.ref)
-    settings = {"max_new_tokens": a.max_new_tokens, "temperature": a.temperature, "top_k": a.top_k, "top_p": a.top_p}
-    found = model.generate(a.prompt, **settings, seed=a.seed, stream=a.stream)
-    print(a.prompt, end="", flush=True)
-    for piece in [found] if isinstance(found, str) else found:
+    model = load(a.ref, dtype=None if a.dtype is None else getattr(torch, a.dtype))
+    given = {name: getattr(a, name) for name in SAMPLING}
+    settings: Any = {name: value for name, value in given.items() if value is not None}
+    if a.chat:
+        from zoo.inference.conversation import Conversation
+
+        pieces = Conversation(model, a.system).ask(prompt, seed=a.seed, **settings)
+    else:
+        pieces = cast("Iterator[str]", model.generate(prompt, stream=True, seed=a.seed, **settings))
+        print(prompt, end="", flush=True)
+    for piece in pieces if a.stream else ["".join(pieces)]:
         print(piece, end="", flush=True)
     print()
 

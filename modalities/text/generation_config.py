@@ -23,7 +23,7 @@ HARMLESS = {
     "disable_compile", "continuous_batching_config", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens",
     "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "use_mtp",
-    "trust_remote_code",
+    "trust_remote_code", "assistant_ensemble_weight", "speculation_type",
 }  # fmt: skip
 
 # Fields that change the text and are not offered here, with the values at which they do nothing.

@@ -66,11 +66,11 @@ class TokenizerFiles:
 
     def __init__(self, folder: Path) -> None:
         if not self.found(folder):
-            raise ValueError(
-                f"{folder}: no tokenizer files; expected {SERIALISED}, or one of {', '.join(VOCABULARIES)}"
-            )
+            raise ValueError(f"{folder}: no tokenizer files; expected {SERIALISED} or {', '.join(VOCABULARIES)}")
         self.folder = folder
-        self.settings = read_json(folder / OLD_SETTINGS) | read_json(folder / SETTINGS)
+        self.settings = read_json(folder / SETTINGS)
+        if "added_tokens_decoder" not in self.settings:  # else it is complete, and the file of old is not looked at
+            self.settings |= read_json(folder / OLD_SETTINGS)
 
     @staticmethod
     def found(folder: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,30 @@ def test_generate(capsys: pytest.CaptureFixture[str], saved: Path, model: Unifie
     expected = f"ab{model.generate('ab', max_new_tokens=5, temperature=0.0)}\n"
     assert ran(capsys, *words)[1] == expected
     assert ran(capsys, *words, "--stream")[1] == expected
+
+
+def test_generate_with_all_settings(
+    capsys: pytest.CaptureFixture[str], saved: Path, model: Unified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01}
+    keys |= {"repetition_penalty": 1.2, "stop": ["q", "zz"]}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in keys.items() if name != "stop"]
+    words += ["--stop", "q", "--stop", "zz", "--seed", "3", "--dtype", "float32"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
+    expected = f"two\nlines{model.generate(f'two{chr(10)}lines', seed=3, **keys)}\n"
+    assert ran(capsys, "generate", saved, "--prompt", "-", *words)[1] == expected
+
+
+def test_generate_as_a_chat(capsys: pytest.CaptureFixture[str], saved: Path, model: Unified, tmp_path: Path) -> None:
+    folder = tmp_path / "chatting"
+    shutil.copytree(saved, folder)
+    words = ["generate", folder, "--prompt", "hi", "--chat", "--max-new-tokens", "6", "--temperature", "0"]
+    assert "no chat template; expected chat_template.jinja" in refused(capsys, *words)
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    expected = model.generate("s:be brief;u:hi;", special=False, max_new_tokens=6, temperature=0)
+    assert ran(capsys, *words, "--system", "be brief", "--stream")[1] == f"{expected}\n"
+    assert refused(capsys, "generate", saved, "--system", "be brief") == "--system: goes with --chat"
 
 
 def test_forecast(capsys: pytest.CaptureFixture[str], saved: Path, model: Unified, tmp_path: Path) -> None:

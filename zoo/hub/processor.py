@@ -1,4 +1,4 @@
-"""The side of a model that turns raw data into batches, without its trunk."""
+"""The side of a model that turns raw data into batches, and messages into prompts, without its trunk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 from modalities.base import Batch, Modality, Raw
+from modalities.text.chat import ChatTemplate, Message
 from zoo import registry
-from zoo.hub import tensors
+from zoo.hub import config, skeleton, tensors
+from zoo.hub.conversion import checkpoint
 from zoo.hub.entries import find_entry, has_entry, is_path, plain_spec
 from zoo.hub.weights import locate
 from zoo.spec import SpecError, parse
 
 if TYPE_CHECKING:
+    from modalities.text.module import Text
     from modalities.text.tokenizer import Tokenizer
+    from zoo.models.unified import UnifiedSpec
 
 
 class Processor:
@@ -34,10 +38,30 @@ class Processor:
     @property
     def tokenizer(self) -> Tokenizer:
         """The text modality's tokenizer. Raises ValueError where the model has none."""
-        name = next((name for name, kind in self.types.items() if kind == "text"), None)
-        if name is None:
-            raise ValueError(f"no text modality, so no tokenizer; it has {', '.join(self.types)}")
-        return cast("Tokenizer", cast(Any, self.modalities[name]).tokenizer)
+        return self._text("tokenizer").tokenizer
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        name: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Messages as the text that the model continues with its answer, special tokens included: give it to
+        `model.generate(..., special=False)`. See ChatTemplate.render.
+
+        Raises ValueError where the model has no chat template, or it refuses the messages.
+        """
+        folder = self._text("chat template").folder
+        if folder is None:
+            raise ValueError("no chat template: the model has no folder of its own; expected one with such a file")
+        return ChatTemplate(folder).render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, documents=documents, name=name,
+            variables=variables,
+        )  # fmt: skip
 
     def __call__(self, name: str, raw: Raw | Sequence[Raw], seed: int = 0) -> Batch:
         """Raw examples of a modality (as its data yields them) to one batch, as training collates it; `seed` draws the
@@ -49,26 +73,60 @@ class Processor:
         raws = [raw] if isinstance(raw, Mapping) else list(raw)
         return modality.collate([modality.example(r) for r in raws], torch.Generator().manual_seed(seed))
 
+    def _text(self, wanted: str) -> Text:
+        name = next((name for name, kind in self.types.items() if kind == "text"), None)
+        if name is None:
+            raise ValueError(f"no text modality, so no {wanted}; it has {', '.join(self.types)}")
+        return cast("Text", self.modalities[name])
+
 
 def processor(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Processor:
-    """The processor of an entry, a saved model or a spec; what was fitted (codebooks, feature statistics) is read from
-    the weights where there are any.
+    """The processor of an entry, a saved model, a public checkpoint of a supported family, or a spec. What was fitted
+    (codebooks, feature statistics) is read from the weights where there are any, and tokenizer and chat template from
+    the files beside them, when they are first used.
 
     Raises as zoo.load does; SpecError where the model is not made of modalities.
     """
-    from zoo.models.unified import ModelSpec, UnifiedSpec, build_modalities
-
     folder = _weights(ref)
+    spec = _spec(ref, folder)
+    with torch.random.fork_rng(devices=[]):
+        modules = _build(spec)
+    if folder is not None:
+        _read_fitted(modules, folder)
+        _attach(modules, folder)
+    _drop_trained(modules)
+    return Processor(modules.eval(), {name: registry.type_of(part) for name, part in spec.modalities.items()})
+
+
+def _spec(ref: str | os.PathLike[str] | Mapping[str, Any], folder: Path | None) -> UnifiedSpec:
+    from zoo.models.unified import ModelSpec, UnifiedSpec
+
+    if folder is not None:
+        content = config.content(folder / "config.json")
+        if config.is_foreign(content):
+            return checkpoint.describe(content, folder / "config.json")[1]
     plain = plain_spec(ref if folder is None else folder)
     spec = parse(ModelSpec, plain)
     if not isinstance(spec, UnifiedSpec):
         raise SpecError(f"type: a {plain.get('type')!r} model has no modalities, so no processor")
-    with torch.random.fork_rng(devices=[]):
-        modules = build_modalities(spec)
-    if folder is not None:
-        _read_fitted(modules, folder)
-    _drop_trained(modules)
-    return Processor(modules.eval(), {name: registry.type_of(part) for name, part in spec.modalities.items()})
+    return spec
+
+
+def _build(spec: UnifiedSpec) -> nn.ModuleDict:
+    """The modalities; for text alone, whose embedding may be large, no weight is drawn or held."""
+    from zoo.models.unified import build_modalities
+
+    if all(registry.type_of(part) == "text" for part in spec.modalities.values()):
+        return cast(nn.ModuleDict, skeleton.build(lambda: build_modalities(spec)))
+    return build_modalities(spec)
+
+
+def _attach(modules: nn.ModuleDict, folder: Path) -> None:
+    from modalities.text.module import Text
+
+    for module in modules.values():
+        if isinstance(module, Text):
+            module.attach(folder)
 
 
 def _weights(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Path | None:
@@ -85,6 +143,8 @@ def _read_fitted(modules: nn.ModuleDict, folder: Path) -> None:
     """Buffers and frozen parameters of the modalities, from a saved model."""
     trained = {name for name, p in modules.named_parameters() if p.requires_grad}
     expected = {f"modalities.{name}": v for name, v in modules.state_dict().items() if name not in trained}
+    if not expected:
+        return
     stored = {name: s for name, s in tensors.contents(folder).items() if name in expected}
     tensors.check(stored, expected, folder)
     values = {name.removeprefix("modalities."): value for name, value in tensors.read(stored).items()}

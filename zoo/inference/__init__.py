@@ -1,0 +1,1 @@
+"""Models in use: conversations on top of generation."""
