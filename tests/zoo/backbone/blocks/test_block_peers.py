@@ -61,7 +61,8 @@ def test_longcat_flash() -> None:
     from transformers.models.longcat_flash import modeling_longcat_flash as peer
     from transformers.models.longcat_flash.configuration_longcat_flash import LongcatFlashConfig
 
-    config = LongcatFlashConfig(
+    made: Any = LongcatFlashConfig
+    config = made(
         hidden_size=DIM, num_layers=1, num_attention_heads=2, num_key_value_heads=2, ffn_hidden_size=20,
         expert_ffn_hidden_size=12, q_lora_rank=8, kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6,
         head_dim=4, moe_topk=3, n_routed_experts=5, zero_expert_num=3, routed_scaling_factor=2.5, rms_norm_eps=1e-5,
@@ -106,7 +107,8 @@ def test_jetmoe() -> None:
     from transformers.models.jetmoe import modeling_jetmoe as peer
     from transformers.models.jetmoe.configuration_jetmoe import JetMoeConfig
 
-    config = JetMoeConfig(
+    made: Any = JetMoeConfig
+    config = made(
         hidden_size=DIM, num_hidden_layers=1, num_key_value_heads=2, kv_channels=6, intermediate_size=10,
         num_local_experts=4, num_experts_per_tok=2, vocab_size=10,
     )  # fmt: skip
@@ -151,7 +153,7 @@ def _attention(state: dict[str, Tensor], norms: bool = False) -> dict[str, Tenso
     return found
 
 
-SMALL = {
+SMALL: Plain = {
     "hidden_size": DIM, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 10, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5,
 }  # fmt: skip
@@ -165,7 +167,8 @@ def test_flex_olmo() -> None:
     from transformers.models.flex_olmo import modeling_flex_olmo as peer
     from transformers.models.flex_olmo.configuration_flex_olmo import FlexOlmoConfig
 
-    config = FlexOlmoConfig(**SMALL, num_experts=4, norm_topk_prob=True)
+    made: Any = FlexOlmoConfig
+    config = made(**SMALL, num_experts=4, norm_topk_prob=True)
     config._attn_implementation = "eager"
     layer = drawn(peer.FlexOlmoDecoderLayer(config, 0))
     attention = {**HEADS, "qk_norm": True, "qk_norm_over": "all"}
@@ -191,7 +194,8 @@ def test_granite() -> None:
     from transformers.models.granitemoeshared import modeling_granitemoeshared as peer
     from transformers.models.granitemoeshared.configuration_granitemoeshared import GraniteMoeSharedConfig
 
-    config = GraniteMoeSharedConfig(
+    made: Any = GraniteMoeSharedConfig
+    config = made(
         **SMALL, num_local_experts=4, shared_intermediate_size=6, residual_multiplier=0.22, attention_multiplier=0.3
     )
     config._attn_implementation = "eager"
@@ -227,7 +231,8 @@ def test_minimax_reads_and_skips_the_normed_stream() -> None:
 
     factors = {"full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.75}
     factors |= {"mlp_alpha_factor": 1.25, "mlp_beta_factor": 0.5}
-    config = MiniMaxConfig(**SMALL, **factors, num_local_experts=4, head_dim=4, layer_types=["full_attention"] * 2)
+    made: Any = MiniMaxConfig
+    config = made(**SMALL, **factors, num_local_experts=4, head_dim=4, layer_types=["full_attention"] * 2)
     config._attn_implementation = "eager"
     layer = drawn(peer.MiniMaxDecoderLayer(config, 0))
     block = {"type": "sequential", "norm": "stream", "skip": [1.5, 1.25], "residual": [0.75, 0.5]}
@@ -251,7 +256,8 @@ def test_phimoe_has_layer_norms() -> None:
     from transformers.models.phimoe import modeling_phimoe as peer
     from transformers.models.phimoe.configuration_phimoe import PhimoeConfig
 
-    config = PhimoeConfig(**SMALL, num_local_experts=4, attention_bias=True, router_jitter_noise=0.2)
+    made: Any = PhimoeConfig
+    config = made(**SMALL, num_local_experts=4, attention_bias=True, router_jitter_noise=0.2)
     config._attn_implementation = "eager"
     layer = drawn(peer.PhimoeDecoderLayer(config, 0))
     ours = trunk(

@@ -108,8 +108,8 @@ def test_coefficients_start_from_what_the_network_reads(combine: str, dense: flo
     zero_(block_of(weighed).combine.weight)  # type: ignore[union-attr]
     expected = run(added, states())
     with torch.no_grad():
-        block_of(weighed).dense[1].down.div_(dense)  # type: ignore[operator,union-attr]
-        block_of(weighed).moe.experts.down.div_(routed)  # type: ignore[operator,union-attr]
+        block_of(weighed).dense[1].down.div_(dense)  # type: ignore[operator]
+        block_of(weighed).moe.experts.down.div_(routed)  # type: ignore[operator]
     torch.testing.assert_close(run(weighed, states()), expected)
 
 
