@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from modalities.text.module import Text
 from modalities.text.tokenizer_files import copy_text_files
 from zoo.hub import skeleton, tensors
 from zoo.hub.card import CardFields
@@ -77,6 +78,9 @@ def write_beside(folder: Path, name: str, model: nn.Module, card: CardFields) ->
     """README.md, and the tokenizer and generation files of the folder that the model was loaded from."""
     readme = describe(name, EntryFile(spec=dump(model.spec), card=card), pretrained=True).markdown()
     (folder / "README.md").write_text(readme, encoding="utf-8")
+    for module in model.modules():
+        if isinstance(module, Text):
+            module.write_files(folder)
     origin: Origin | None = getattr(model, "origin", None)
     if origin is not None and origin.folder is not None and origin.folder.is_dir():
         copy_text_files(origin.folder, folder)
