@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import zoo
-from zoo.hub.conversion.checkpoint import describe
+from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED
 from zoo.hub.families import NAMES, family
 from zoo.spec import dump
@@ -99,6 +99,18 @@ def test_the_export_is_the_checkpoint_again(pair: Any, batch: tuple[Tensor, Tens
     peer, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_close(run(peer.eval(), *batch), pair.padded, batch[1])
+
+
+def test_every_element_of_ours_is_covered_once(pair: Any) -> None:
+    found = family(pair.case.family)
+    for layout in found.layouts:
+        count = {name: torch.zeros(value.shape) for name, value in pair.ours.state_dict().items()}
+        names = [piece.theirs for piece in found.rules(full(pair.ours.spec), layout)]
+        assert len(names) == len(set(names))
+        for piece in found.rules(full(pair.ours.spec), layout):
+            if not piece.again:
+                piece.view(count).add_(1)
+        assert all(bool((value == 1).all()) for value in count.values())
 
 
 def test_saved_as_ours_it_is_the_same_model(pair: Any, tmp_path: Path) -> None:

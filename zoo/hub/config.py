@@ -72,3 +72,6 @@ def _check(path: Path, content: Plain) -> None:
         raise SpecError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted(KEYS))}")
     if not isinstance(content.get("spec"), dict):
         raise SpecError(f"{path}: 'spec' is missing or no mapping")
+    source = content.get("source", {"family": "", "fields": {}})
+    if not (isinstance(source, dict) and set(source) == {"family", "fields"} and isinstance(source["fields"], dict)):
+        raise SpecError(f"{path}: 'source' is no mapping of family and fields")

@@ -98,8 +98,8 @@ def read_model(folder: Path) -> Unified:
     model = skeleton.build(spec.build)
     tensors.check(stored, model.state_dict(), folder)
     model.load_state_dict(tensors.read(stored), assign=True)
-    source = content.get("source") or {}
-    model.origin = Origin(source.get("family"), source.get("fields") or {}, folder)  # type: ignore[assignment]
+    source = content.get("source", {"family": None, "fields": {}})
+    model.origin = Origin(source["family"], source["fields"], folder)  # type: ignore[assignment]
     return model  # type: ignore[return-value]
 
 

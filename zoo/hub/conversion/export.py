@@ -89,13 +89,15 @@ def choose(spec: UnifiedSpec, origin: Origin | None) -> tuple[Family, Plain]:
     model = _readable(spec)
     first = None if origin is None else origin.family
     problems: dict[str, list[str]] = {}
+    unlike: dict[str, tuple[bool, bool, int]] = {}  # of another kind sorts behind other numbers
     for name in sorted(NAMES, key=lambda name: name != first):
         found = family(name)
         fields, problems[name] = _fields(found, model)
+        unlike[name] = (name != first, not fields, len(problems[name]))
         if not problems[name]:
             kept = origin.fields if origin is not None and first == name else {}
             return found, _with_kept(fields, kept, model)
-    nearest = min(problems, key=lambda name: (name != first, len(problems[name])))
+    nearest = min(unlike, key=lambda name: unlike[name])
     listed = "\n  ".join(problems[nearest][:8])
     raise ExportError(f"no public family describes this model; as {nearest} it would differ in\n  {listed}")
 
