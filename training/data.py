@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from modalities.base import Modality, Raw
+from training.guard import Micro
 from training.sampling import counts_before, picks, rows
 from training.seeds import generator
 from training.sources import SourceSpec
-from training.stepping import Micro
 from zoo.registry import nearest
 
 

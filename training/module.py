@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from training import optimiser
+from training.guard import Micro
 from training.held_out import Sums
 from training.ranks import gather
 from training.schedule import Kind, Schedule
-from training.seeds import derive
-from training.stepping import Micro, WholeSteps
+from training.seeds import derive, generator
+from training.stepping import WholeSteps
 from training.totals import Divide
 from training.weights import load_weights
 from zoo.hub.entries import plain_spec
@@ -43,6 +44,9 @@ class UnifiedModule(WholeSteps):
         loss_weights: dict[str, float] | None = None,
         divide: Divide = "step",
         trainable: list[str] | None = None,
+        hidden_z: dict[str, float] | None = None,
+        tuned_width: int | None = None,
+        init_std: float | None = None,
         init_from: str | None = None,
         init_strict: bool = True,
         seed: int = 0,
@@ -53,7 +57,7 @@ class UnifiedModule(WholeSteps):
             overrides: Values of the description to exchange, by dotted path, such as backbone.dim.
             lr: Peak learning rate of AdamW.
             betas: Decay rates of AdamW's moments.
-            eps: Epsilon of AdamW.
+            eps: Epsilon of AdamW (1e-16 in LongCat-Flash, whose gradients are small).
             weight_decay: Weight decay; norms, biases, routers, gates and null experts have none.
             decay_embeddings: Whether embedding tables are decayed too.
             schedule: Learning-rate schedule: constant, cosine, or wsd (warm-up, stable, decay).
@@ -66,6 +70,12 @@ class UnifiedModule(WholeSteps):
             divide: What loss sums are divided by: step (all target units of the step) or modality (its own target
                 units, then the mean over the modalities in the step).
             trainable: Regular expressions over parameter names; what none of them matches is frozen.
+            hidden_z: Weight of the hidden z-loss by the name of a module, such as backbone.blocks.3 (the last block and
+                1e-7 in LongCat-Flash).
+            tuned_width: Width of the model that lr was tuned on: at s times this width the trunk's matrices and the
+                maps that read its states train at lr / s.
+            init_std: Standard deviation of the initial embedding tables, and divided by the root of s of those matrices
+                (s is 1 without tuned_width); every part's own where left out.
             init_from: Weights to start from: the folder of a saved model or a safetensors file.
             init_strict: Whether init_from must hold exactly the model's tensors.
             seed: Source of the initial weights and of everything drawn in training.
@@ -76,9 +86,13 @@ class UnifiedModule(WholeSteps):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "weights"))
             model = parsed.build()
+        scale = optimiser.width_factor(parsed.backbone.dim, tuned_width)
+        if init_std is not None:
+            optimiser.initialise(model, init_std, scale, generator(seed, "weights", "std"))
         super().__init__(
             model, schedule=Schedule(kind=schedule, warmup=warmup, decay=decay, floor=floor), lr=lr, steps=steps,
             clip=clip, divide=divide, loss_weights=_weights(loss_weights or {}, list(parsed.modalities)), seed=seed,
+            hidden_z=hidden_z,
         )  # fmt: skip
         self.save_hyperparameters(
             {
@@ -86,6 +100,7 @@ class UnifiedModule(WholeSteps):
                 "decay_embeddings": decay_embeddings, "schedule": schedule, "warmup": warmup, "decay": decay,
                 "floor": floor, "steps": steps, "clip": clip, "loss_weights": dict(loss_weights or {}),
                 "divide": divide, "trainable": None if trainable is None else list(trainable), "seed": seed,
+                "hidden_z": dict(hidden_z or {}), "tuned_width": tuned_width, "init_std": init_std,
             }
         )  # fmt: skip
         self.sums = Sums()
@@ -127,6 +142,7 @@ class UnifiedModule(WholeSteps):
         return optimiser.build(
             self.model, lr=h["lr"], betas=tuple(h["betas"]), eps=h["eps"], weight_decay=h["weight_decay"],
             embeddings=h["decay_embeddings"],
+            width=optimiser.width_factor(self.model.spec.backbone.dim, h["tuned_width"]),
         )  # fmt: skip
 
     def _evaluate(self, batch: Sequence[Micro], index: int) -> None:

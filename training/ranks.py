@@ -29,3 +29,8 @@ def gather(value: T) -> list[T]:
     held: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(held, value)
     return [v for v in held if v is not None]
+
+
+def number() -> tuple[int, int]:
+    """(this rank, number of ranks)."""
+    return (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)

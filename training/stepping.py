@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from modalities.base import Batch
+from training.guard import Guard, Micro
+from training.hidden_z import HiddenZ, States
 from training.meter import Meter, Report
 from training.ranks import gather, reduce
 from training.schedule import Schedule
@@ -20,7 +21,6 @@ from training.totals import Divide, Totals, Units
 from zoo.models.unified import ForwardOutput, Unified
 from zoo.moe.balance.step import BalanceStep, needs_exact_counts
 
-Micro = tuple[str, Batch]  # the name of a modality in the model, and a batch of it
 PATIENCE = 20  # steps in a row whose gradient is not finite before training gives up
 
 
@@ -42,17 +42,20 @@ class WholeSteps(L.LightningModule):
         divide: Divide,
         loss_weights: dict[str, float],
         seed: int,
+        hidden_z: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.schedule, self.seed = model, schedule, seed
         self.lr, self.steps, self.clip, self.divide, self.loss_weights = lr, steps, clip, divide, loss_weights
         self.names = list(model.modalities)
+        self.hidden = HiddenZ(model, hidden_z or {})
         self.exact = needs_exact_counts(model.moe_layers())
         self.meter = Meter(model.moe_layers())
         self.report: Report | None = None
         self.done = self.skipped = self.bad_in_a_row = 0
         self.norm = self.rate = 0.0
+        self.loss = torch.zeros(())
         self._checked: set[str] = set()
 
     @property
@@ -76,6 +79,9 @@ class WholeSteps(L.LightningModule):
 
     def training_step(self, batch: Sequence[Micro], batch_idx: int) -> None:
         """One optimiser step over all micro-batches and ranks."""
+        for guard in self.guards:
+            batch = guard.amend(self.done, batch)
+        self.loss = torch.zeros((), device=self.device)
         micros = self.prepared(batch, "prepare", self.done)
         balance = BalanceStep(self.model.moe_layers(), reduce, exact=self.exact)
         if self.exact:
@@ -84,13 +90,14 @@ class WholeSteps(L.LightningModule):
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
             with self._gradient_sync(last):
-                out = self.run(micro, i)
+                with self.hidden.watch() as seen:
+                    out = self.run(micro, i)
                 if not self.exact:
                     balance.add(out.records)
                 if totals is None:
                     totals = Totals.of([(micro[0], out.loss.count, out.tokens.real)], self.names, reduce)
-                self.manual_backward(self._loss(micro, out, balance, totals))
-        self._update(balance)
+                self.manual_backward(self._loss(micro, out, balance, totals, seen))
+        self._update(balance, batch)
         self.done += 1
         every = int(getattr(self.trainer, "log_every_n_steps", 0))
         self.report = self._report() if every and self.done % every == 0 else None
@@ -111,15 +118,16 @@ class WholeSteps(L.LightningModule):
         parts: list[Units] = [(name, *self.model.modality(name).units(batch)) for name, batch in micros]
         return Totals.of(parts, self.names, reduce)
 
-    def _loss(self, micro: Micro, out: ForwardOutput, balance: BalanceStep, totals: Totals) -> Tensor:
+    def _loss(self, micro: Micro, out: ForwardOutput, balance: BalanceStep, totals: Totals, seen: States) -> Tensor:
         """This micro-batch's share of the step's loss, times the ranks because gradients are averaged over them."""
         name = micro[0]
         self._check_units(micro, out)
-        terms = balance.losses(out.records, self.done)
+        terms = {**balance.losses(out.records, self.done), **self.hidden.losses(seen, out.tokens)}
         self.meter.add(name, out, terms)
         loss = self.loss_weights[name] * out.loss.total.float() / totals.divisor(name, self.divide)
         for term in terms.values():
             loss = loss + term / totals.balance_divisor()
+        self.loss = self.loss + loss.detach()
         return loss * self.trainer.world_size
 
     def _check_units(self, micro: Micro, out: ForwardOutput) -> None:
@@ -132,28 +140,47 @@ class WholeSteps(L.LightningModule):
         if [round(float(v), 3) for v in counted] != [round(float(v), 3) for v in said]:
             raise RuntimeError(f"{name}: units() counts {counted}, but the loss and its tokens say {said}")
 
-    def _update(self, balance: BalanceStep) -> None:
-        """Clips and steps; a step whose gradient is not finite on some rank is left out on all of them."""
+    def _update(self, balance: BalanceStep, batch: Sequence[Micro]) -> None:
+        """Clips and steps; a step whose gradient is not finite on some rank, or to which a guard objects, is left out
+        on all of them. A step left out is none for the schedule of the learning rate either."""
         optimizer: Any = self.optimizers()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.norm = float(norm)
-        if self.norm < float("inf"):  # False for NaN too
+        finite = self.norm < float("inf")  # False for NaN too
+        factor = self._allowed(batch, norm) if finite else 0.0
+        if factor > 0:
             if self.clip is not None and self.norm > self.clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-            self.rate = self.lr * self.schedule.factor(self.done, self.length)
+            self.rate = factor * self.lr * self.schedule.factor(self.done - self.skipped, self.length)
             for group in optimizer.param_groups:
-                group["lr"] = self.rate
+                group["lr"] = self.rate * group.get("scale", 1.0)
             optimizer.step()
             balance.finish(self.done)
             self.bad_in_a_row = 0
         else:
-            self._skip()
+            self._skip(finite)
         optimizer.zero_grad()
 
-    def _skip(self) -> None:
+    @property
+    def guards(self) -> list[Guard]:
+        """The trainer's callbacks that have a say in steps."""
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, Guard)]  # type: ignore[attr-defined]
+
+    def _allowed(self, batch: Sequence[Micro], norm: Tensor) -> float:
+        """The factor of the strictest guard, from figures that are the same bits on all ranks; 1 without guards."""
+        guards = self.guards
+        if not guards:
+            return 1.0
+        figures = torch.stack([self.loss.double(), norm.double() / self.trainer.world_size])
+        loss, size = reduce(figures).tolist()
+        return min(guard.allow(self.done, loss, size, batch) for guard in guards)
+
+    def _skip(self, finite: bool) -> None:
         self.skipped += 1
+        if finite:
+            return
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= PATIENCE:
             raise RuntimeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from training import optimiser
 from training.schedule import Schedule
@@ -46,6 +47,57 @@ def test_every_parameter_that_trains_is_in_one_group(tiny: Any) -> None:
     held = [id(p) for part in parts for p in part["params"]]  # type: ignore[attr-defined]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert [part["weight_decay"] for part in parts] == [0.1, 0.0]
+
+
+def test_learning_rates_follow_the_width(tiny: Any) -> None:
+    """At four times the width of the proxy matrices train at lr / 4; tables, norms and biases at lr."""
+    model = tiny.module().model
+    names = {id(p): name for name, p in model.named_parameters()}
+    for decay in (0.1, 0.0):
+        parts = list(optimiser.groups(model, decay, embeddings=False, width=optimiser.width_factor(16, 4)))
+        scale = {names[id(p)]: part["scale"] for part in parts for p in part["params"]}  # type: ignore[attr-defined]
+        assert scale.keys() == set(names.values()) and sum(len(part["params"]) for part in parts) == len(scale)  # type: ignore[arg-type,misc]
+        assert scale["modalities.text.embedding.weight"] == scale["backbone.norm.weight"] == 1.0
+        assert {v for k, v in scale.items() if "time_series.embedding" in k} == {1.0}  # maps of 4 values, not of states
+        for name in ("ffn.router", "ffn.experts.down", "attention.o", "time_series.heads"):
+            assert {v for k, v in scale.items() if name in k} == {0.25}, name
+    assert {part["scale"] for part in optimiser.groups(model, 0.1, embeddings=False)} == {1.0}
+
+
+def test_a_step_is_taken_at_the_rate_of_its_group(tiny: Any) -> None:
+    """Adam's first step is as long as the learning rate: down a quarter for matrices, not for the table."""
+    found = {}
+    for tuned in (None, 4):
+        module = tiny.module(tuned_width=tuned, weight_decay=0.0, clip=None, eps=1e-16)
+        before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
+        tiny.train(module, [tiny.steps(module, [("text", range(4))])])
+        moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in module.model.named_parameters()}
+        found[tuned] = moved
+    for name in ("modalities.text.embedding.weight", "backbone.norm.weight"):
+        assert found[4][name] == pytest.approx(found[None][name], rel=1e-4) == pytest.approx(1e-2, rel=1e-2)
+    name = "backbone.blocks.0.ffn.experts.down"
+    assert found[4][name] == pytest.approx(found[None][name] / 4, rel=1e-3)
+
+
+def test_initial_deviations_follow_the_width(tiny: Any) -> None:
+    from training.module import UnifiedModule
+
+    spec = tiny.spec()
+    spec["backbone"]["dim"] = 64
+    plain, drawn = (UnifiedModule(spec, init_std=std, tuned_width=16).model for std in (None, 0.02))
+    states = dict(plain.named_parameters())
+    for name, parameter in drawn.named_parameters():
+        if parameter.ndim < 2 or "time_series.embedding" in name:
+            assert torch.equal(parameter, states[name]), name
+        elif parameter.numel() > 1000:
+            wanted = 0.02 if name == "modalities.text.embedding.weight" else 0.01
+            assert float(parameter.detach().std()) == pytest.approx(wanted, rel=0.1), name
+
+
+@pytest.mark.parametrize(("keys", "reason"), [({"tuned_width": 0}, "tuned_width"), ({"init_std": -1.0}, "init_std")])
+def test_impossible_widths_and_deviations_are_refused(tiny: Any, keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        tiny.module(**keys)
 
 
 def test_cosine_warms_up_and_ends_at_its_floor() -> None:
