@@ -1,8 +1,8 @@
 """Time, peak memory and the rates of the machine.
 
-Time on a CPU is the CPU time of this thread (`time.thread_time`, one thread), which other jobs on the machine disturb
-least; on a GPU it is the time between two events. Candidates take turns: each round calls every one once, starting
-with another one each time, and the median over rounds counts.
+Time on a CPU is the CPU time of this thread (`time.thread_time`), which other jobs on the machine disturb least, where
+torch has one thread, and wall time where it has several; on a GPU it is the time between two events. Candidates take
+turns: each round calls every one once, starting with another one each time, and the median over rounds counts.
 
 Peak memory is what torch's allocator held at most, beyond what was alive before: on a GPU its own counter, on a CPU
 the running sum of the allocations and releases that the profiler records, to the byte and the same in every run. The
@@ -51,10 +51,11 @@ def elapsed_ms(call: Call, repeats: int, device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / repeats
-    begin = time.thread_time()
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
     for _ in range(repeats):
         call()
-    return 1000 * (time.thread_time() - begin) / repeats
+    return 1000 * (clock() - begin) / repeats
 
 
 def interleave(
