@@ -14,6 +14,7 @@ from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec, Place
 from zoo.backbone.cache import Cache
 from zoo.backbone.context import BlockContext, Carry
+from zoo.backbone.inner import InnerMoE, inside, run
 from zoo.backbone.mask import visibility
 from zoo.backbone.norm import NormKind, build_norm, norm_cost
 from zoo.backbone.rope import RopeSpec, rotation
@@ -130,11 +131,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.spec = spec
         self.blocks = nn.ModuleList()
+        self.inner: list[tuple[list[InnerMoE], int]] = []  # of each block, with the number of the first
         attention = moe = 0
         for layers in spec.layers:
             for _ in range(layers.repeat):
                 block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond, spec.norm))
-                attention, moe = attention + len(block.attentions), moe + len(block.moes)
+                inner = inside(block)
+                self.inner.append((inner, moe + len(block.moes)))
+                attention, moe = attention + len(block.attentions), moe + len(block.moes) + len(inner)
                 self.blocks.append(block)
         attentions: list[Attention] = [a for block in self.blocks for a in block.attentions]  # type: ignore[union-attr]
         self.windows = [a.window for a in attentions]
@@ -143,7 +147,10 @@ class Backbone(nn.Module):
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""
-        return [layer for block in self.blocks for layer in block.moes]  # type: ignore[union-attr]
+        layers: list[MoE] = []
+        for block, (inner, _) in zip(self.blocks, self.inner, strict=True):
+            layers += [*block.moes, *inner]  # type: ignore[misc, list-item]
+        return layers
 
     def new_cache(self) -> Cache:
         """An empty key/value cache."""
@@ -172,11 +179,11 @@ class Backbone(nn.Module):
         ctx = self._context(tokens, cache, step, seed)
         carry = Carry(values=self._begin(tokens, cache))
         x, hidden = tokens.embedding, []
-        for block in self.blocks:
+        for block, (inner, first) in zip(self.blocks, self.inner, strict=True):
             if self.spec.checkpoint and self.training and cache is None and torch.is_grad_enabled():
-                x, carry = checkpoint(block, x, carry, ctx, use_reentrant=False)
+                x, carry = checkpoint(run, block, inner, first, x, carry, ctx, use_reentrant=False)
             else:
-                x, carry = block(x, carry, ctx)
+                x, carry = run(block, inner, first, x, carry, ctx)
             if output_hidden:
                 hidden.append(x)
         state = self.norm(x)
