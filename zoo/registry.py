@@ -55,6 +55,8 @@ TABLE: dict[str, dict[str, str]] = {
     "attention": {
         "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",
         "latent": "zoo.backbone.attention.latent:LatentSpec",
+        "selective": "zoo.backbone.attention.selective:SelectiveSpec",
+        "lightning": "zoo.backbone.attention.lightning:LightningSpec",
     },
     "rope_scaling": {
         "linear": "zoo.backbone.rope_scaling:LinearSpec",

@@ -149,7 +149,7 @@ class Backbone(nn.Module):
         """The MoE layers in the order of their records."""
         layers: list[MoE] = []
         for block, (inner, _) in zip(self.blocks, self.inner, strict=True):
-            layers += [*block.moes, *inner]  # type: ignore[misc, list-item]
+            layers += [*block.moes, *inner]  # type: ignore[misc]
         return layers
 
     def new_cache(self) -> Cache:

@@ -14,7 +14,7 @@ from zoo.laws.examples import BASE
 from zoo.models.unified import ModelSpec
 from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.layer import MoE
-from zoo.moe.pool import Properties
+from zoo.moe.pool import Properties, weakest
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
 from zoo.spec import Plain, SpecError, override, parse
@@ -65,8 +65,7 @@ class TrunkCase(Case):
     @property
     def properties(self) -> Properties:
         """What the layers declare together; a trunk of dense layers promises everything."""
-        specs = [layer.spec for layer in self.trunk().moe_layers()]
-        return specs[0].properties() if specs else Properties()
+        return weakest(Properties(), *(layer.spec.properties() for layer in self.trunk().moe_layers()))
 
     def trunk(self, spec: BackboneSpec | None = None, dtype: torch.dtype = torch.float64) -> Backbone:
         """The trunk (of another spec where given), every parameter drawn from the case's seed."""

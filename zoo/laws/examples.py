@@ -68,6 +68,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("expert", "swiglu"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("ffn", "dense"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("block", "sequential"): [{"norm": "stream", "residual": [0.5, 0.75], "skip": [1.25, 1.5]}],
+    ("attention", "lightning"): [{"block": 3, "head_dim": 6}],
     ("block", "attention_experts"): [
         {"attention": {**HEADS, "router": {"type": "top_k", "k": 3}, "kv_heads": 1, "head_dim": 6, "out_bias": True}},
         {"attention": {**HEADS, "router": {"type": "top_p"}, "policy": [{"type": "capacity", "factor": 0.8}]}},
@@ -86,6 +87,11 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"window": 3},
         {"heads": 4, "kv_heads": 2, "window": 2, "sinks": True},
         {"partial": 0.0},
+    ],
+    ("attention", "selective"): [
+        {"router": {"type": "top_k", "k": 1, "normalize": "all"}, "balance": [{"type": "switch"}]},
+        {"router": {"type": "expert_choice", "select": "threshold"}},
+        {"router": {"type": "expert_choice", "offers": 1}, "allow_future": True},
     ],
     ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
     ("policy", "capacity"): [

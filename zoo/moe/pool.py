@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -73,3 +73,20 @@ class Properties:
     noise: bool = False
     fixed_k: bool = True
     inference: bool = False
+
+
+def weakest(first: Properties, *others: Properties) -> Properties:
+    """What parts promise together."""
+    scopes, gradients = ("token", "sequence", "batch"), ("exact", "partial", "estimator", "none")
+    result = first
+    for other in others:
+        result = replace(
+            result,
+            scope=max(result.scope, other.scope, key=scopes.index),
+            causal=result.causal and other.causal,
+            task_gradient=max(result.task_gradient, other.task_gradient, key=gradients.index),
+            noise=result.noise or other.noise,
+            fixed_k=result.fixed_k and other.fixed_k,
+            inference=result.inference or other.inference,
+        )
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from zoo.moe.experts.null import null_cost
 from zoo.moe.experts.shared import SharedSpec
 from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.policies.base import PolicySpec
-from zoo.moe.pool import NullSpec, Pool, Properties
+from zoo.moe.pool import NullSpec, Pool, Properties, weakest
 from zoo.moe.routers.base import RouterSpec
 from zoo.spec import Cost
 
@@ -78,20 +78,7 @@ class MoESpec(FeedForwardSpec):
 
     def properties(self) -> Properties:
         """What the layer as a whole promises: the weakest promise of router and policies."""
-        scopes, gradients = ("token", "sequence", "batch"), ("exact", "partial", "estimator", "none")
-        result = self.router.properties(self.pool)
-        for policy in self.policy:
-            other = policy.properties(self.pool)
-            result = replace(
-                result,
-                scope=max(result.scope, other.scope, key=scopes.index),
-                causal=result.causal and other.causal,
-                task_gradient=max(result.task_gradient, other.task_gradient, key=gradients.index),
-                noise=result.noise or other.noise,
-                fixed_k=result.fixed_k and other.fixed_k,
-                inference=result.inference or other.inference,
-            )
-        return result
+        return weakest(self.router.properties(self.pool), *(policy.properties(self.pool) for policy in self.policy))
 
     def cost(self, dim: int) -> Cost:
         """Null experts take their share of a token's slots: at even load a token uses
