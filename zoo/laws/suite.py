@@ -79,7 +79,8 @@ def run(part: str | None = None, cases: Iterable[Case] | None = None) -> list[Re
 
 
 def _known(part: str) -> None:
-    kinds = ("router", "policy", "expert", "balance", "dispatch", "ffn", "block", "surgery")
+    layer = ("router", "policy", "expert", "balance", "dispatch", "ffn")
+    kinds = (*layer, "attention", "rope_scaling", "block", "surgery")
     choices = [name for kind in kinds for name in registry.names(kind)]
     if part not in choices:
         near = registry.nearest(part, choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -283,3 +284,31 @@ def test_phimoe_has_layer_norms() -> None:
     x = states()
     expected = theirs(layer, peer.PhimoeRotaryEmbedding(config), x)
     torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("block", [2, 4, 256])
+def test_minimax_lightning_attention(index: int, block: int) -> None:
+    """Whatever the block size of either, and in both layers, whose decays differ."""
+    from transformers.models.minimax import modeling_minimax as peer
+    from transformers.models.minimax.configuration_minimax import MiniMaxConfig
+
+    made: Any = MiniMaxConfig
+    config = made(**SMALL, num_local_experts=4, head_dim=6, block_size=4, layer_types=["linear_attention"] * 2)
+    config.num_hidden_layers = 3
+    layer = drawn(peer.MiniMaxLightningAttention(config, index))
+    lightning = {"type": "lightning", "heads": 4, "head_dim": 6, "depth": 3, "block": block}
+    plain: Plain = {"type": "sequential", "attention": lightning, "ffn": {"type": "dense", "hidden": 4}}
+    ours = parse(BackboneSpec, {"dim": DIM, "layers": [{"repeat": 2, "block": plain}]}).build().eval()
+    state = layer.state_dict()
+    each = state["qkv_proj.weight"].unflatten(0, (4, 3, 6))
+    values = {f"{name}.weight": each[:, i].flatten(0, 1) for i, name in enumerate(("q", "k", "v"))}
+    values |= {"o.weight": state["out_proj.weight"], "gate.weight": state["output_gate.weight"]}
+    attention = ours.blocks[index].attention
+    fill(attention, values | {"norm.weight": state["norm.weight"]})  # type: ignore[arg-type]
+    x = states()
+    tokens = Tokens(embedding=x)
+    with torch.no_grad():
+        found = attention(x, ours._context(tokens, None, None, None))  # type: ignore[operator]
+        expected = layer(x, None, None)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
