@@ -4,7 +4,8 @@ What a block is stands behind its language:
 
     python            is run; `python no-run` is compiled and its imports are looked up
     pycon             is run as a doctest, errors included
-    yaml KIND         is read as what it is: data, sources, model, entry, curriculum, train, or the kind of a part
+    yaml KIND         is read as what it is: data, sources, model, entry, curriculum, train, compare, or the kind of a
+                      part
     sh                each command is run or, where it would take long, parsed with its options and files
     toml              entry points are checked
     file=NAME         the block is written to this file first
@@ -34,6 +35,9 @@ import yaml
 
 import zoo
 from modalities.base import DataSpec
+from training.compare import command
+from training.compare import plan as planning
+from training.compare.config import read as read_comparison
 from training.curriculum import CurriculumSpec
 from training.sources import SourceSpec
 from zoo import registry
@@ -227,6 +231,9 @@ def read_yaml(block: Block, names: dict[str, Any]) -> None:
         assert block.file, "a curriculum needs file=NAME, so that commands find it"
         run_training(["curriculum", "--config", block.file])
         assert parse(CurriculumSpec, plain).stages
+    elif kind == "compare":
+        assert block.file
+        run_training(["compare", "--config", block.file])
     elif kind == "train":
         assert block.file, "a training configuration needs file=NAME, so that commands find it"
     else:
@@ -263,8 +270,8 @@ def run_zoo(words: list[str]) -> None:
 
 
 def run_training(words: list[str]) -> None:
-    """Runs the curricula of the pages and what is laid over by the configuration of four steps; otherwise everything
-    is resolved and nothing trained."""
+    """Runs the curricula of the pages, the comparison of tiny systems, and what is laid over by the configuration of
+    four steps; otherwise everything is resolved and nothing trained."""
     from training import cli, curriculum, lightning_cli
 
     if words[0] in ("fit", "validate", "test", "predict"):
@@ -277,6 +284,11 @@ def run_training(words: list[str]) -> None:
         return
 
     assert words[0] in cli.COMMANDS and importlib.util.find_spec(cli.COMMANDS[words[0]])
+    if words[0] == "compare":
+        settings = command.parser().parse_args(words[1:])
+        if "configs/compare/debug.yaml" in words:
+            assert command.main([*words[1:], "--quiet", "--workers", "1"]) == 0
+        assert planning.make(read_comparison(settings.config)).cells(settings.only)
     if words[0] == "curriculum":
         shipped = any("configs/" in word for word in words)
         assert curriculum.main([*words[1:], *(["--dry-run"] if shipped else [])]) == 0
