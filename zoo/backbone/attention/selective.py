@@ -35,8 +35,8 @@ class SelectiveSpec(AttentionSpec):
     ask nor are seen there. With every head serving every token at weight 1 it is multi-head attention.
 
     heads         number of heads, the router's experts
-    router        how tokens and heads find each other: expert_choice where heads take tokens (as published), top_k where
-                  tokens take heads
+    router        how tokens and heads find each other: expert_choice where heads take tokens (as published), top_k
+                  where tokens take heads
     head_dim      size of a head; None for width / heads
     bias          biases on query, key and value maps
     out_bias      bias on the sum over heads, for every real token
@@ -202,9 +202,11 @@ class Selective(InnerMoE, Attention):
 def _at(rope: Rotation, index: Tensor) -> Rotation:
     """The turning of the tokens index [B, H, L] of each head."""
 
+    place = index.transpose(1, 2)[..., None]
+
     def pick(angle: Tensor) -> Tensor:
-        wide = angle.expand(*index.shape[:2], *angle.shape[2:])
-        return wide.gather(2, index[..., None].expand(*index.shape, angle.shape[-1]))
+        wide = angle.expand(len(index), -1, index.shape[1], -1)
+        return wide.gather(1, place.expand(-1, -1, -1, angle.shape[-1]))
 
     return dataclasses.replace(rope, cos=pick(rope.cos), sin=pick(rope.sin))
 
