@@ -16,6 +16,10 @@ NormKind = Literal["rms", "layer"]
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, computed in float32 at least and returned in the input's dtype."""
 
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__(dim, eps=eps)
+        self.floor = torch.tensor(eps, dtype=torch.float64, device="cpu")  # no buffer: it is no state of the module
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         if x.dtype.itemsize >= 4:
@@ -25,10 +29,9 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
 
     def _in_place(self, x: Tensor) -> Tensor:
-        """The same without a graph in one new tensor of x's size; torch's own takes several on a CPU."""
-        assert self.eps is not None
+        """The same without a graph, in one new tensor of x's size and few calls; torch's own takes several and many."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        factor = size.square_().mul_(1 / x.shape[-1]).add_(self.eps).rsqrt_()
+        factor = torch.addcmul(self.floor, size, size, value=1 / x.shape[-1]).rsqrt_()
         return torch.mul(x, self.weight).mul_(factor)
 
 
