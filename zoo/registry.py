@@ -117,6 +117,10 @@ TABLE: dict[str, dict[str, str]] = {
         "loss_better": "training.claims.losses:LossBetterSpec",
         "more_experts_on_hard_tokens": "training.claims.tokens:HardTokensSpec",
         "groups_equal": "training.claims.tokens:GroupsEqualSpec",
+        "capacity_order": "training.claims.capacity:CapacityOrderSpec",
+        "capacity_quality": "training.claims.capacity:CapacityQualitySpec",
+        "capacity_speed": "training.claims.capacity:CapacitySpeedSpec",
+        "specialisation": "training.claims.domains:SpecialisationSpec",
     },
     "data": {
         "tinyshakespeare": "modalities.text.data:TinyShakespeareSpec",
