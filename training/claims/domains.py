@@ -47,7 +47,7 @@ class Domains:
 def domains(split: str) -> list[list[Raw]]:
     """Texts of different kinds: plays (where they are at hand) and documentation of code, each as it is and with its
     alphabet mirrored, so that the same bytes mean other things."""
-    found = []
+    found: list[list[Raw]] = []
     for data in TEXT:
         try:
             raws = list(SourceSpec(data=data).raws("text", split))
@@ -95,7 +95,7 @@ def _said(found: Domains) -> str:
 
 
 def trained(plain: Plain, budget: Budget, seed: int, progress: bool) -> Domains:
-    """Trains on steps of one micro-batch per domain, each of `rows / domains` windows, and reads held-out text of all."""
+    """Trains on steps of one micro-batch per domain, each of `rows / domains` windows; reads held-out text of all."""
     from training.data import Fixed
     from training.module import UnifiedModule
     from training.run import quiet
