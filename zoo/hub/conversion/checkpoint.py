@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from zoo.hub import skeleton, tensors
 from zoo.hub.conversion import stream
 from zoo.hub.conversion.family import Family, supported
 from zoo.hub.conversion.language import Language
+from zoo.hub.conversion.pieces import Piece
 from zoo.models.origin import Origin
 from zoo.spec import Plain, SpecError, dump, parse
 
@@ -40,25 +42,56 @@ def full(spec: UnifiedSpec) -> Language:
     return Language.of(plain)
 
 
-def load(
-    folder: Path, content: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device | str | None
-) -> Unified:
-    """The model of a public checkpoint, read straight to its place, precision and device.
+@dataclass(frozen=True)
+class Plan:
+    """A public checkpoint whose tensors all fit, before any of them is read.
 
-    Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises SpecError, or
-    WeightsError that lists every tensor that does not fit, before anything is allocated.
+    family   its family
+    spec     what it is
+    model    built, its parameters without memory
+    layout   which of the family's layouts its names have
+    pieces   every tensor of that layout
+    read     tensors that are to be read
+    ignored  names of those that are left unread, as the family says
+    """
+
+    family: Family
+    spec: UnifiedSpec
+    model: Unified
+    layout: str
+    pieces: list[Piece]
+    read: dict[str, tensors.Stored]
+    ignored: tuple[str, ...]
+
+
+def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
+    """How a public checkpoint is to be read: its config.json and the headers of its files, checked against each other.
+
+    Raises SpecError, FileNotFoundError, or WeightsError that lists every tensor that does not fit.
     """
     family, spec = describe(content, folder / "config.json")
     stored = tensors.contents(folder)
     check_size(spec.cost().total, stored, folder)
     model = cast("Unified", skeleton.build(spec.build))
-    _, pieces = stream.layout_of(family, full(spec), stored)
+    layout, pieces = stream.layout_of(family, full(spec), stored)
     read = stream.match(family, pieces, stored, model.state_dict(), folder)
-    values = stream.allocate(model, pieces, read, dtype, device)
-    stream.fill(values, pieces, read)
-    model.load_state_dict(values, assign=True)
-    model.origin = Origin(family.name, dict(content), folder)
-    return model
+    return Plan(family, spec, model, layout, pieces, read, tuple(sorted(stored.keys() - read.keys())))
+
+
+def load(
+    folder: Path, content: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device | str | None
+) -> Unified:
+    """The model of a public checkpoint, read straight to its place, precision and device.
+
+    Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises as `plan` does, before
+    anything is allocated.
+    """
+    found = plan(folder, content)
+    values = stream.allocate(found.model, found.pieces, found.read, dtype, device)
+    stream.fill(values, found.pieces, found.read)
+    found.model.load_state_dict(values, assign=True)
+    found.model.origin = Origin(found.family.name, dict(content), folder)
+    return found.model
 
 
 def check_size(promised: int, stored: Mapping[str, tensors.Stored], folder: Path) -> None:
