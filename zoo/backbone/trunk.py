@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from modalities.base import Tokens
 from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec, Place
+from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
 from zoo.backbone.cache import Cache
 from zoo.backbone.context import BlockContext, Carry
 from zoo.backbone.inner import InnerMoE, inside, run
@@ -90,7 +91,7 @@ class BackboneSpec:
         """Rotary positions fit the heads of every attention in a block."""
         for field in dataclasses.fields(block):
             attention = getattr(block, field.name)
-            turned = attention.rotary(self.dim) if isinstance(attention, AttentionSpec) else 0
+            turned = attention.rotary(self.dim) if isinstance(attention, AttentionSpec | RoutedAttentionSpec) else 0
             if turned:
                 try:
                     self.rope.check(turned)

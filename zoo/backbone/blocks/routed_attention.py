@@ -79,6 +79,10 @@ class RoutedAttentionSpec:
             raise ValueError(f"head_dim: got {size}, expected an even number for rotary positions")
         return size
 
+    def rotary(self, dim: int) -> int:
+        """How many dimensions of a head are turned by rotary positions: all."""
+        return self.size(dim)
+
     def layer(self, inner: int) -> MoESpec:
         """The experts as an MoE layer of maps to and from `inner` channels: what balance, traces and laws see."""
         return MoESpec(
@@ -154,7 +158,7 @@ class RoutedAttention(MoE):
         size = spec.size(dim)
         super().__init__(spec.layer(spec.heads * size), dim)
         self.heads, self.size = spec.heads, size
-        self.index, self.rotary, self.window = index, size, spec.window
+        self.index, self.rotary, self.window = index, spec.rotary(dim), spec.window
         self.k = nn.Linear(dim, spec.groups * size, bias=False)
         self.v = nn.Linear(dim, spec.groups * size, bias=False)
         start_(self.k)

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from modalities.base import Tokens
 from zoo.backbone.blocks.shortcut import Shortcut
 from zoo.backbone.trunk import Backbone, BackboneSpec
 from zoo.laws.cases import LayerCase, TrunkCase, draw_
 from zoo.laws.catalogue import all_cases
+from zoo.moe.kernels import reference
 from zoo.moe.layer import MoE
 from zoo.spec import Plain, SpecError, parse
 
@@ -210,6 +212,33 @@ def test_cost_of_every_case_of_the_laws_is_the_count_of_its_parameters() -> None
         assert cost.active <= cost.total + 1e-9, case.name
         counted += 1
     assert counted > 50
+
+
+@pytest.mark.parametrize("combine", ["add", "softmax"])
+def test_operations_of_a_shortcut_block(combine: str) -> None:
+    counted(shortcut(combine=combine, moe={**MOE, "backend": "grouped"}))
+
+
+def test_operations_of_attention_experts() -> None:
+    """Every slot has its own queries, keys and values are made once."""
+    counted(routed({"type": "top_k", "k": 2}))
+
+
+def counted(block: Plain) -> None:
+    """The stated operations are those torch counts, over S tokens that all see S keys."""
+    built, length = trunk(block), 6
+    for layer in built.moe_layers():  # the counter knows torch's own products alone
+        layer.experts.linear = reference.linear
+    everyone = torch.ones(2, length, dtype=torch.bool)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        built(Tokens(embedding=states(length), span=everyone.long(), bidirectional=everyone))
+    assert counter.get_total_flops() == pytest.approx(2 * length * built.spec.cost(length).flops, rel=1e-9)
+
+
+def test_sections_must_fit_the_heads_of_attention_experts() -> None:
+    with pytest.raises(SpecError, match=r"rope.sections: sum to 3, expected 2"):
+        trunk(routed({"type": "top_k"}), rope={"axes": 2, "layout": "sections", "sections": [2, 1]})
 
 
 def test_longcat_flash_at_its_published_size() -> None:
