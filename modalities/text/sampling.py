@@ -121,18 +121,30 @@ def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """Probabilities [B, n] after top_k, top_p and min_p, 0 where cut, and their ids [B, n]; None for all in order.
 
-    They need not sum to 1. Only what top_k leaves is ever sorted.
+    They need not sum to 1. Only what may be left is ever sorted.
     """
     ids: Tensor | None = None
+    top_p = None if sampling.top_p == 1 else sampling.top_p
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits, ids = logits.topk(sampling.top_k, dim=-1)
-    elif sampling.top_p is not None and sampling.top_p < 1:
-        logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     probability = logits.softmax(-1)
-    if sampling.top_p is not None and sampling.top_p < 1:
+    if top_p is not None and ids is None:
+        probability, ids = probability.topk(_reach(probability, top_p), dim=-1)
+    if top_p is not None:
         before = probability.cumsum(-1) - probability
-        probability = probability.masked_fill(before >= sampling.top_p, 0)
+        probability = probability.masked_fill(before >= top_p, 0)
     if sampling.min_p is not None:
         best = probability.amax(-1, keepdim=True)
         probability = probability.masked_fill(probability < sampling.min_p * best, 0)
     return probability, ids
+
+
+def _reach(probability: Tensor, top_p: float) -> int:
+    """How many of the likeliest ids of [B, V] can matter: those below (1 - top_p) / V weigh less than 1 - top_p together.
+
+    Sorting a whole vocabulary takes longer than all else; on a GPU it is quicker than waiting for this number.
+    """
+    size = probability.shape[-1]
+    if probability.device.type != "cpu":
+        return size
+    return max(int((probability >= (1 - top_p) / size).sum(-1).max()), 1)
