@@ -140,7 +140,7 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
 
 
 def _reach(probability: Tensor, top_p: float) -> int:
-    """How many of the likeliest ids of [B, V] can matter: those below (1 - top_p) / V weigh less than 1 - top_p together.
+    """How many of the likeliest ids of [B, V] can matter: all below (1 - top_p) / V together weigh less than 1 - top_p.
 
     Sorting a whole vocabulary takes longer than all else; on a GPU it is quicker than waiting for this number.
     """
