@@ -99,7 +99,8 @@ class TopKRouter(LinearGate):
         return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
 
     def _limit_groups(self, scores: Tensor) -> Tensor:
-        """-inf outside the best `top_groups` groups (arXiv 2405.04434 section 2.2.2, 2412.19437 section 2.1.2)."""
+        """-inf outside the best `top_groups` groups (arXiv 2405.04434 section 2.2.2, 2412.19437 section 2.1.2), the
+        selection bias already added. DeepSeek-V2's code puts 0 there: the same choice, as its scores are positive."""
         grouped = scores.unflatten(-1, (self.spec.groups, -1))
         ranks = grouped.amax(-1) if self.spec.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
         best = ranks.topk(self.spec.top_groups, dim=-1).indices
@@ -121,5 +122,6 @@ class TopKRouter(LinearGate):
             total = score.sum(-1, keepdim=True)
         else:
             total = torch.ones_like(gate[:, :1])
+        # peers add 1e-20 (DeepSeek-V3) or clamp at 1e-12 (Ernie 4.5): nothing beside a sum of scores in float32
         total = total.clamp(min=torch.finfo(total.dtype).tiny)
         return gate / total * self.spec.scale, shared / total if self.pool.shared else None
