@@ -99,7 +99,7 @@ def test_listing_names_every_law_once() -> None:
 def test_required_keys_are_filled_by_type() -> None:
     assert fill(registry.get("expert", "swiglu")) == {"hidden": 6}
     block = fill(registry.get("block", "sequential"))
-    assert block["attention"] == {"heads": 2} and block["ffn"]["type"] == "moe"
+    assert block["attention"] == {"type": "grouped_query", "heads": 2} and block["ffn"]["type"] == "moe"
 
 
 def test_variants_change_one_key_at_a_time() -> None:

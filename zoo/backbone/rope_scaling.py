@@ -113,9 +113,10 @@ class YarnSpec(RopeScalingSpec):
     beta_fast           frequencies that turn this often within the context, or more, are kept
     beta_slow           frequencies that turn this often, or less, are interpolated in full
     truncate            round the first and last frequency of the transition outwards to whole ones
-    attention_factor    factor on cos and sin; None for 0.1 ln(factor) + 1, or the ratio of the two below
-    mscale              0.1 mscale ln(factor) + 1 is divided by the same of mscale_all_dim (DeepSeek); None for 1
-    mscale_all_dim      also multiplies the softmax scale of latent attention by the square of its own; None for neither
+    attention_factor    factor on cos and sin; None for s(1), or given both s(mscale) / s(mscale_all_dim), with
+                        s(m) = 0.1 m ln(factor) + 1
+    mscale              see there (DeepSeek)
+    mscale_all_dim      also multiplies the softmax scale of latent attention by s(mscale_all_dim) squared
     """
 
     factor: float

@@ -59,6 +59,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"jitter": 0.3},
     ],
     ("router", "sequence_choice"): [{"k": 3, "score": "sigmoid", "normalize": "none"}],
+    ("expert", "lora"): [{"rank": 3, "dropout": 0.2}],
     ("expert", "latent"): [
         {"group": 2},
         {"group": 2, "down": "factored", "inputs": "joint"},
@@ -185,5 +186,5 @@ def _socket(kind: str, hint: type) -> Plain:
     name = next((n for n in names if registry.get(kind, n) is hint), None) if registry.is_registered(hint) else None
     if kind in BASE and name in (None, BASE[kind]["type"]):
         return dict(BASE[kind])
-    name = name or names[0]
+    name = name or getattr(hint, "default_type", names[0])
     return {"type": name, **fill(registry.get(kind, name))}
