@@ -18,7 +18,7 @@ from zoo.hub.card import CardFields
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED, Family
 from zoo.hub.conversion.language import Language, MismatchError
-from zoo.hub.conversion.rotary import LIMIT
+from zoo.hub.conversion.rotary import FORMS
 from zoo.hub.conversion.same import differences
 from zoo.hub.folder import check_target, replacing
 from zoo.models.origin import Origin
@@ -138,10 +138,11 @@ def _problems(fields: Plain, model: Language) -> list[str]:
 
 
 def _with_kept(fields: Plain, kept: Mapping[str, Any], model: Language) -> Plain:
-    """The fields with those of the source that ours do not tell, and its greatest length, if that is the same model."""
-    limit = {LIMIT: kept[LIMIT]} if LIMIT in kept else {}
-    merged = {**kept, **fields, **limit}
-    return fields if not kept or _problems(merged, model) else merged
+    """The source's own fields with ours added (and positions in all forms), or the other way round, whichever still is
+    this model; else ours."""
+    said = {name: value for name, value in kept.items() if value is not None and name not in FORMS}
+    both = ({**kept, **fields, **said}, {**kept, **fields}) if kept else ()
+    return next((merged for merged in both if not _problems(merged, model)), fields)
 
 
 def _stacked(family: Family) -> str:

@@ -9,6 +9,7 @@ from zoo.hub.conversion.language import MismatchError
 from zoo.spec import Plain
 
 LIMIT, TRAINED = "max_position_embeddings", "original_max_position_embeddings"
+FORMS = ("rope_theta", "rope_scaling", "rope_parameters")  # where releases look for positions
 # kind -> (their field, ours, its type); what is not there keeps our default.
 PARAMETERS: dict[str, tuple[tuple[str, str, type], ...]] = {
     "default": (),
