@@ -32,6 +32,7 @@ TABLE: dict[str, dict[str, str]] = {
         "gelu": "zoo.moe.experts.ffn:GELUSpec",
         "latent": "zoo.moe.experts.latent:LatentSpec",
         "union": "zoo.moe.experts.union:UnionSpec",
+        "lora": "zoo.moe.experts.lora:LoraSpec",
     },
     "balance": {
         "switch": "zoo.moe.balance.switch:SwitchSpec",
@@ -66,7 +67,12 @@ TABLE: dict[str, dict[str, str]] = {
         "llama3": "zoo.backbone.rope_scaling:Llama3Spec",
         "longrope": "zoo.backbone.rope_scaling:LongRopeSpec",
     },
+    "adapter": {
+        "lora_experts": "zoo.backbone.adapters.lora_experts:LoraExpertsSpec",
+    },
     "surgery": {
+        "add_lora_experts": "zoo.surgery.lora_experts:AddLoraExpertsSpec",
+        "merge_lora_experts": "zoo.surgery.lora_experts:MergeLoraExpertsSpec",
         "copy": "zoo.surgery.copy:CopySpec",
         "merge": "zoo.surgery.merge:MergeSpec",
     },
@@ -117,6 +123,7 @@ TABLE: dict[str, dict[str, str]] = {
         "loss_better": "training.claims.losses:LossBetterSpec",
         "more_experts_on_hard_tokens": "training.claims.tokens:HardTokensSpec",
         "groups_equal": "training.claims.tokens:GroupsEqualSpec",
+        "layers_faster": "training.claims.speed:LayersFasterSpec",
         "capacity_order": "training.claims.capacity:CapacityOrderSpec",
         "capacity_quality": "training.claims.capacity:CapacityQualitySpec",
         "capacity_speed": "training.claims.capacity:CapacitySpeedSpec",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
 from zoo.backbone.trunk import LayersSpec
 from zoo.models.unified import UnifiedSpec
 from zoo.moe.spec import MoESpec
@@ -13,22 +16,41 @@ from zoo.moe.spec import MoESpec
 BACKWARD = 2.0  # operations of a backward pass, in forward passes
 
 
-def moe_specs(part: Any) -> Iterator[MoESpec]:
-    """The MoE layers of a description in their order, repeated ones as often as they are repeated."""
+@dataclass(frozen=True)
+class Choice:
+    """What one MoE layer lets a token choose.
+
+    stated  routed experts that a token uses by the router's own count, at even load over the pool
+    each    operations of one of them for a token
+    """
+
+    stated: float
+    each: float
+
+    @classmethod
+    def of(cls, layer: MoESpec, dim: int, more: float = 0.0) -> Choice:
+        """Of a layer of width `dim` whose experts each need `more` operations outside their own description."""
+        stated = layer.router.mean_k(layer.pool) * layer.routed / layer.pool.experts
+        return cls(stated, layer.experts.cost(dim).flops + more)
+
+
+def choices(part: Any, dim: int, keys: float) -> Iterator[Choice]:
+    """The MoE layers of a description in their order, repeated ones as often as they are repeated, for tokens that see
+    `keys` keys."""
     if isinstance(part, MoESpec):
-        yield part
+        yield Choice.of(part, dim)
+    elif isinstance(part, RoutedAttentionSpec):
+        inner = part.heads * part.size(dim)
+        yield Choice.of(part.layer(inner), dim, 4 * inner * (keys if part.window is None else min(keys, part.window)))
     elif isinstance(part, LayersSpec):
         for _ in range(part.repeat):
-            yield from moe_specs(part.block)
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from moe_specs(value)
+            yield from choices(part.block, dim, keys)
     elif isinstance(part, (list, tuple)):
         for value in part:
-            yield from moe_specs(value)
+            yield from choices(value, dim, keys)
     elif dataclasses.is_dataclass(part):
         for field in dataclasses.fields(part):
-            yield from moe_specs(getattr(part, field.name))
+            yield from choices(getattr(part, field.name), dim, keys)
 
 
 def mean_keys(length: int) -> float:
@@ -51,21 +73,14 @@ def flops(spec: UnifiedSpec, routed: Sequence[float] | float | None = None) -> f
     output layer, the same for every trunk of one width, is left out.
 
     routed  routed experts that a token uses, one figure per MoE layer or the same for all; by default what the routers
-            state at even load
+            state at even load. Not a number where there are not as many figures as layers found in the description
     """
-    length = spec.modalities[text_name(spec)].length  # type: ignore[attr-defined]
-    total = spec.cost(mean_keys(length)).flops
+    keys = mean_keys(spec.modalities[text_name(spec)].length)  # type: ignore[attr-defined]
+    total = spec.cost(keys).flops
     if routed is None:
         return total
-    layers = list(moe_specs(spec.backbone))
+    layers = list(choices(spec.backbone, spec.backbone.dim, keys))
     used = [float(routed)] * len(layers) if isinstance(routed, (int, float)) else list(routed)
-    if len(used) != len(layers):
-        raise ValueError(f"routed: got {len(used)} figures, expected one for each of the {len(layers)} MoE layers")
-    for layer, count in zip(layers, used, strict=True):
-        total += (count - stated(layer)) * layer.experts.cost(spec.backbone.dim).flops
-    return total
-
-
-def stated(layer: MoESpec) -> float:
-    """Routed experts that a token uses by the router's own count, at even load over the pool."""
-    return layer.router.mean_k(layer.pool) * layer.routed / layer.pool.experts
+    if len(used) != len(layers):  # a block of a kind that is not known here
+        return math.nan
+    return total + sum((count - layer.stated) * layer.each for layer, count in zip(layers, used, strict=True))

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,6 +115,20 @@ def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None
         curve.append(Point(step, loss, spent))
     cost = spec.cost(0)
     return Outcome(model, measured, tuple(curve), watch.seconds, tokens * (budget.steps - 1), cost)
+
+
+def reread(outcome: Outcome, plain: Plain, budget: Budget) -> Outcome:
+    """The trained weights under another description (a policy, another number of experts per token), measured anew.
+
+    Raises RuntimeError naming the tensors where the two descriptions do not hold the same ones.
+    """
+    spec = unified(plain)
+    name = text_name(spec)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        model = spec.build()
+        model.load_state_dict(outcome.model.state_dict())
+        measured = measure(model.eval(), name, budget.source().raws(name, "test"), budget.held_out)
+    return replace(outcome, model=model, measured=measured, cost=spec.cost(0))
 
 
 def _module(plain: Plain, budget: Budget, seed: int) -> UnifiedModule:

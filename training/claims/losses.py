@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from training.claims.base import TrainedClaim, reference
-from training.claims.lab import Outcome
+from training.claims.counting import flops
+from training.claims.lab import Outcome, unified
+from training.claims.widths import solve
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
+from zoo.spec import Plain, override
+
+TOLERANCE = 0.02  # of active operations that are made equal
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Difference:
 
     @property
     def band(self) -> float:
-        """What counts as chance: the standard error of the mean over seeds or over windows, whichever is greater."""
+        """What counts as chance: the deviation over seeds or the standard error over windows, whichever is greater."""
         return max(self.error, 0.0 if math.isnan(self.deviation) else self.deviation)
 
 
@@ -47,19 +52,26 @@ def difference(own: Sequence[np.ndarray], other: Sequence[np.ndarray], counts: n
 class LossNotWorseSpec(TrainedClaim):
     """Held-out loss no worse than a baseline's, chance allowed for.
 
-    baseline    an entry, a file or a description
+    baseline    an entry, a file or a description; null for the entry's own
+    overrides   values of the baseline's description to exchange, by dotted path
+    solve       keys of the entry's description that are solved for, so that its active operations meet the baseline's
+                within 2 %, such as [experts.hidden]; none by default
     deviations  how many deviations count as chance; one is the greater of the deviation over seeds and the standard
                 error over held-out windows
     margin      nats per byte that may be lost on top
     seeds       seeds, from the given one on
     """
 
-    baseline: str | dict[str, Any]
+    baseline: str | dict[str, Any] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    solve: tuple[str, ...] = ()
     deviations: float = 2.0
     margin: float = 0.0
     seeds: int = 1
 
     def __post_init__(self) -> None:
+        if self.baseline is None and not self.overrides:
+            raise ValueError("baseline: got neither a baseline nor overrides, so there is nothing to compare with")
         if self.seeds < 1:
             raise ValueError(f"seeds: got {self.seeds}, expected 1 or more")
         if self.deviations < 0:
@@ -72,7 +84,7 @@ class LossNotWorseSpec(TrainedClaim):
 
     def found(self, entry: Entry, seed: int, progress: bool) -> tuple[Difference, str]:
         """The difference, and a note with the figures behind it."""
-        own, other = self.described(entry), reference(entry, self.baseline)
+        own, other = self.pair(entry)
         seeds = range(seed, seed + self.seeds)
         pairs = [(self.outcome(own, s, progress), self.outcome(other, s, progress)) for s in seeds]
         counts = pairs[0][0].measured.counts
@@ -80,6 +92,15 @@ class LossNotWorseSpec(TrainedClaim):
             raise ValueError("baseline: reads text in other windows; it needs the same text modality")
         found = difference([a.measured.losses for a, _ in pairs], [b.measured.losses for _, b in pairs], counts)
         return found, self._note([a for a, _ in pairs], [b for _, b in pairs], found)
+
+    def pair(self, entry: Entry) -> tuple[Plain, Plain]:
+        """The descriptions of the entry, its widths solved for, and of the baseline."""
+        own = self.described(entry)
+        other = override(own if self.baseline is None else reference(entry, self.baseline), self.overrides)
+        if self.solve:
+            target = flops(unified(other, "baseline"))
+            own = solve(own, self.solve, target, tolerance=TOLERANCE).plain
+        return own, other
 
     def _note(self, own: Sequence[Outcome], other: Sequence[Outcome], found: Difference) -> str:
         def said(outcomes: Sequence[Outcome]) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from training.claims import widths
 from training.claims.lab import bar, run, unified
-from training.compare import widths
+from training.claims.widths import Solved
 from training.compare.cells import Cell, Measurement, load, text_digest
 from training.compare.config import CompareSpec, SystemSpec
-from training.compare.widths import Solved
 from zoo.hub.card import count
 from zoo.hub.entries import config_file, is_path, plain_spec
 from zoo.models.unified import UnifiedSpec

@@ -15,9 +15,9 @@ import numpy as np
 
 from training.claims.figures import mean
 from training.claims.losses import difference
+from training.claims.widths import Solved
 from training.compare.cells import Measurement
 from training.compare.plan import Plan
-from training.compare.widths import Solved
 from zoo.hub.card import count
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.claims import lab
+from training.claims import counting, lab
 from training.claims.band import BandSpec, LoadBalancedSpec
 from training.claims.base import TrainedClaim
 from training.claims.figures import MEANING, OF, figure
+from training.claims.lab import unified
 from training.claims.losses import LossBetterSpec, LossNotWorseSpec, difference
 from training.claims.measuring import Layer, Measured
+from training.claims.speed import LayersFasterSpec
 from training.claims.sweep import AblationSpec, MonotoneSpec
 from training.claims.tokens import GroupsEqualSpec, HardTokensSpec
 from zoo.claims import Finding
@@ -61,6 +63,36 @@ def test_something_exchanged(entry: Write, budget: dict[str, Any]) -> None:
     assert not checked(AblationSpec, entry(), budget, figure="mean_k", overrides={K: 3}, expect="more").holds
     same = checked(AblationSpec, entry(), budget, figure="loss", overrides={K: 2}, expect="less")
     assert not same.holds and same.figure == 0
+
+
+def test_an_exchange_for_reading_keeps_the_trained_weights(entry: Write, budget: dict[str, Any]) -> None:
+    one = entry()
+    keys = {"figure": "mean_k", "overrides": {K: 3}, "expect": "less", "reading": True}
+    assert checked(AblationSpec, one, budget, **keys).figure == 1
+    trained = lab.kept_run(one.spec, parse(AblationSpec, {"train": budget, **keys}).train, progress=False)
+    same = lab.reread(trained, one.spec, parse(AblationSpec, {"train": budget, **keys}).train)
+    assert np.array_equal(same.measured.token, trained.measured.token)
+    loss = checked(MonotoneSpec, one, budget, figure="loss", key=K, values=[2, 3], reading=True)
+    again = checked(MonotoneSpec, one, budget, figure="loss", key=K, values=[2, 3])
+    assert loss.figure != again.figure
+    wider = {"backbone.layers.0.block.ffn.experts.hidden": 16}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        checked(AblationSpec, one, budget, **{**keys, "overrides": wider})
+
+
+def test_a_baseline_of_equal_operations(entry: Write, budget: dict[str, Any]) -> None:
+    keys = {"overrides": {K: 4}, "solve": ["experts.hidden"]}
+    own, other = parse(LossNotWorseSpec, {"train": budget, **keys}).pair(entry())
+    assert counting.flops(unified(own)) == pytest.approx(counting.flops(unified(other)), rel=0.02)
+    assert own["backbone"]["layers"][0]["block"]["ffn"]["experts"]["hidden"] > 8
+
+
+def test_layers_beside_others(entry: Write, budget: dict[str, Any]) -> None:
+    wide = {"backbone.layers.0.block.ffn.experts.hidden": 2048}
+    found = checked(LayersFasterSpec, entry(), budget, overrides=wide, rounds=3, rows=4, at_least=1.5)
+    assert found.holds and found.figure > 1.5 and "the routed rows promise 1.000" in found.note
+    fewer = checked(LayersFasterSpec, entry(), budget, overrides={K: 4}, rounds=1, rows=1, of_promise=100.0)
+    assert not fewer.holds and fewer.expected == "at least 200.000 times as fast"
 
 
 def test_a_loss_beside_a_baseline(entry: Write, budget: dict[str, Any], language: Callable[..., Any]) -> None:
@@ -148,6 +180,9 @@ def test_a_dense_model_has_no_routing(entry: Write, budget: dict[str, Any]) -> N
         (MonotoneSpec, {"figure": "loss", "key": "a", "values": [1]}, "values: got 1, expected at least two"),
         (AblationSpec, {"figure": "loss", "overrides": {}, "expect": "less"}, "overrides: got none"),
         (LossNotWorseSpec, {"baseline": "x", "seeds": 0}, "seeds: got 0"),
+        (LossNotWorseSpec, {}, "baseline: got neither a baseline nor overrides"),
+        (LayersFasterSpec, {}, "baseline: got neither a baseline nor overrides"),
+        (MonotoneSpec, {"figure": "loss", "key": "a", "values": [1, 2], "by": -1.0}, "by: got -1.0"),
         (GroupsEqualSpec, {"groups": 1}, "groups: got 1, expected 2 or more"),
     ],
 )

@@ -95,9 +95,21 @@ def test_operations_follow_the_experts_that_are_used(language: Language) -> None
     expert = 2 * 3 * 16 * 8
     assert stated - counting.flops(spec, [2.0, 1.5]) == pytest.approx(expert / 2)
     with_null = unified(language(null_experts={"zero": 4}))
-    assert counting.stated(next(counting.moe_specs(with_null))) == 1.0, "half of two slots at even load"
-    with pytest.raises(ValueError, match="expected one for each of the 2 MoE layers"):
-        counting.flops(spec, [2.0])
+    found = next(counting.choices(with_null.backbone, 16, 16.5))
+    assert found == counting.Choice(1.0, expert), "half of two slots at even load"
+    assert math.isnan(counting.flops(spec, [2.0]))
+
+
+def test_attention_experts_attend_too(language: Language) -> None:
+    attention = {"routed": 4, "heads": 1, "head_dim": 8, "router": {"type": "top_k", "k": 2}}
+    plain = language()
+    ffn = plain["backbone"]["layers"][0]["block"]["ffn"]
+    plain["backbone"]["layers"][0]["block"] = {"type": "attention_experts", "attention": attention, "ffn": ffn}
+    spec = unified(plain)
+    assert len(spec.build().moe_layers()) == 4
+    heads, network = list(counting.choices(spec.backbone, 16, 16.5))[:2]
+    assert heads == counting.Choice(2.0, 2 * 2 * 16 * 8 + 4 * 8 * 16.5) and network.each == 2 * 3 * 16 * 8
+    assert counting.flops(spec, 2.0) == pytest.approx(spec.cost(16.5).flops)
 
 
 def test_the_curve_adds_up_what_training_did(outcome: Outcome, small: Budget) -> None:

@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from training.claims.measuring import Layer
+from training.claims.widths import Solved
 from training.cli import COMMANDS
 from training.compare import cells, command, plan, running, table
 from training.compare.cells import Cell, Measurement
 from training.compare.config import read
 from training.compare.drawing import heat
-from training.compare.widths import Solved
 
 Capture = pytest.CaptureFixture[str]
 FFN = "backbone.layers.0.block.ffn"

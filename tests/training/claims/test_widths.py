@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from training.claims import widths
 from training.claims.counting import flops
 from training.claims.lab import unified
-from training.compare import widths
 from zoo.spec import SpecError
 
 Language = Callable[..., dict[str, Any]]
