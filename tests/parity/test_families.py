@@ -86,6 +86,11 @@ def test_greedy_decoding_with_a_cache(pair: Any, batch: tuple[Tensor, Tensor]) -
             new = logits.argmax(-1, keepdim=True)
             drawn, seen = torch.cat([drawn, new], dim=1), torch.cat([seen, torch.ones_like(new)], dim=1)
     assert torch.equal(drawn, theirs)
+    settings = {"attention_mask": mask, "temperature": 0, "max_new_tokens": 6, "eos": ()}
+    assert torch.equal(pair.ours.generate(ids, **settings), theirs)
+    by_length = getattr(pair.ours.spec.backbone.rope.scaling, "by_length", False)
+    if not by_length:  # such positions turn by the longest row so far, which a part of a prompt does not know
+        assert torch.equal(pair.ours.generate(ids, prefill_chunk=8, **settings), theirs)
 
 
 def test_the_export_is_the_checkpoint_again(pair: Any, batch: tuple[Tensor, Tensor], run: Any, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def load(
     if config.is_foreign(content):
         model = checkpoint.load(folder, content, dtype, device)
     else:
-        model = cast(read_model(folder), dtype).to(device=device)
+        model = cast(read_model(folder), dtype)
+    model.to(device=device)
     for modality in model.modalities.values():
         if isinstance(modality, Text):
             modality.attach(folder)

@@ -19,6 +19,7 @@ from modalities.text.tokenizer_files import TEXT_FILES
 from zoo.hub.card import CardFields, Result
 from zoo.hub.entries import EntryError
 from zoo.hub.tensors import WeightsError
+from zoo.hub.weights import prefetch
 from zoo.models.unified import Unified
 from zoo.spec import SpecError, dump
 
@@ -269,6 +270,7 @@ def test_the_hub_is_asked_for_these_files_only(saved: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert zoo.load("hf:org/name@v1").spec.backbone.dim == 16
+    assert prefetch("hf:org/name@v1") == saved and asked.pop() == asked[0]
     weights = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     assert asked == [("org/name", "v1", [*weights, *TEXT_FILES])]
     assert not any(name.endswith((".py", ".bin")) or "*" in name for name in TEXT_FILES)
