@@ -59,6 +59,15 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"jitter": 0.3},
     ],
     ("router", "sequence_choice"): [{"k": 3, "score": "sigmoid", "normalize": "none"}],
+    ("adapter", "lora_experts"): [
+        {
+            "counts": [1, 3, 0, 2],
+            "ranks": [2, 3],
+            "targets": ["attention.[qo]", "ffn.*"],
+            "balance": [{"type": "switch"}],
+        },
+        {"router": {"type": "top_p"}, "dropout": 0.3},
+    ],
     ("expert", "lora"): [{"rank": 3, "dropout": 0.2}],
     ("expert", "latent"): [
         {"group": 2},
@@ -74,6 +83,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"attention": {**HEADS, "router": {"type": "top_k", "k": 3}, "kv_heads": 1, "head_dim": 6, "out_bias": True}},
         {"attention": {**HEADS, "router": {"type": "top_p"}, "policy": [{"type": "capacity", "factor": 0.8}]}},
         {"attention": {**HEADS, "router": {"type": "top_k"}, "window": 2}},
+        {"attention": {**HEADS, "router": {"type": "top_k"}, "own_keys": True}, "parallel": True},
     ],
     ("block", "shortcut"): [
         {"dense": TWO, "source": "input", "combine": "sigmoid"},

@@ -1,7 +1,7 @@
 """Attention experts: query and output maps that tokens choose, over keys and values that all of them share.
 
 Mixture of attention heads (arXiv 2210.05144), as in JetMoE (2404.07413); with all experts chosen and top_k's normalize:
-all, the form of BAM (2408.08274) that shares keys and values."""
+all, the two forms of BAM (2408.08274)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.moe.experts.ffn import fan_in_
 from zoo.moe.layer import MoE, MoEOutput
 from zoo.moe.policies.base import PolicySpec
 from zoo.moe.routers.base import RouterSpec
-from zoo.moe.routing import RoutingContext, Rows
+from zoo.moe.routing import Routing, RoutingContext, Rows
 from zoo.moe.spec import MoESpec
 from zoo.moe.stats import Stats
 from zoo.spec import Cost, linear_cost
@@ -29,13 +29,15 @@ from zoo.spec import Cost, linear_cost
 @dataclass(frozen=True, kw_only=True)
 class RoutedAttentionSpec:
     """Softmax attention whose query heads are experts: a token asks with the heads of the experts it chose, and their
-    output maps are summed by the router's weights. Keys and values are the same for all experts.
+    output maps are summed by the router's weights. Keys and values come from all tokens, whatever they chose.
 
     routed        number of attention experts
     router        how tokens choose
     heads         query heads of one expert
     kv_heads      key and value heads, each shared by heads / kv_heads query heads of every expert; None for heads
     head_dim      size of a head; None for width / heads
+    own_keys      each expert has keys and values of its own, as BAM's KV experts; then attention runs for every expert,
+                  chosen or not, and the cache is as many times larger
     out_bias      whether the sum of output maps has a bias
     window        a query sees the keys of this many positions up to its own; None for all before it
     policy        edits of the routing, in order
@@ -48,6 +50,7 @@ class RoutedAttentionSpec:
     heads: int
     kv_heads: int | None = None
     head_dim: int | None = None
+    own_keys: bool = False
     out_bias: bool = False
     window: int | None = None
     policy: tuple[PolicySpec, ...] = ()
@@ -69,6 +72,11 @@ class RoutedAttentionSpec:
     def groups(self) -> int:
         """Key and value heads."""
         return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def key_heads(self) -> int:
+        """Key and value heads of all experts."""
+        return self.groups * (self.routed if self.own_keys else 1)
 
     def size(self, dim: int) -> int:
         """The head size in a trunk of width `dim`. Raises ValueError where it does not divide, or is odd."""
@@ -101,8 +109,8 @@ class RoutedAttentionSpec:
         size = self.size(dim)
         inner, layer = self.heads * size, self.layer(self.heads * size)
         seen = length if self.window is None else min(length, self.window)
-        products = 4 * inner * seen * self.router.mean_k(layer.pool)
-        return layer.cost(dim) + linear_cost(dim, 2 * self.groups * size) + Cost(0, 0, products)
+        asked = self.routed if self.own_keys else self.router.mean_k(layer.pool)
+        return layer.cost(dim) + linear_cost(dim, 2 * self.key_heads * size) + Cost(0, 0, 4 * inner * seen * asked)
 
     def build(self, dim: int, index: int) -> RoutedAttention:
         """The module; `index` is its slot in the cache."""
@@ -159,8 +167,9 @@ class RoutedAttention(MoE):
         super().__init__(spec.layer(spec.heads * size), dim)
         self.heads, self.size = spec.heads, size
         self.index, self.rotary, self.window = index, spec.rotary(dim), spec.window
-        self.k = nn.Linear(dim, spec.groups * size, bias=False)
-        self.v = nn.Linear(dim, spec.groups * size, bias=False)
+        self.own_keys = spec.own_keys
+        self.k = nn.Linear(dim, spec.key_heads * size, bias=False)
+        self.v = nn.Linear(dim, spec.key_heads * size, bias=False)
         start_(self.k)
         start_(self.v)
 
@@ -168,8 +177,9 @@ class RoutedAttention(MoE):
         """x [B, S, D] -> MoEOutput with y [B, S, D]. Every slot of every token is a row of its own between the maps."""
         flat = x.flatten(0, 1)
         routing = self.route(flat, ctx)
-        slots = routing.expert.shape[1]
-        each = routing.replace(expert=routing.expert.view(-1, 1), gate=routing.gate.view(-1, 1))
+        placed = _by_expert(routing) if self.own_keys else routing
+        slots = placed.expert.shape[1]
+        each = placed.replace(expert=placed.expert.reshape(-1, 1), gate=placed.gate.reshape(-1, 1))
         rows = self.dispatch.gather(flat.repeat_interleave(slots, 0), each)
         query = self.dispatch.combine(self.maps.queries(rows), rows, len(flat) * slots)
         out = self._product(query.view(*x.shape[:2], slots, self.heads, self.size), x, block)
@@ -190,10 +200,22 @@ class RoutedAttention(MoE):
         key, value = (linear(x).unflatten(-1, (-1, size)).transpose(1, 2) for linear in (self.k, self.v))
         rope = ctx.rope[self.rotary]
         key = rope.turn(key)
-        # a head's slots stand next to each other, so that grouped attention shares its keys among them
-        query = rope.turn(query.permute(0, 3, 2, 1, 4).flatten(1, 2))
+        # heads that share keys stand next to each other: the slots of one head, or the heads of one expert
+        first, second = (2, 3) if self.own_keys else (3, 2)
+        counts = (slots, heads) if self.own_keys else (heads, slots)
+        query = rope.turn(query.permute(0, first, second, 1, 4).flatten(1, 2))
         if ctx.cache is not None:
             key, value = ctx.cache.update(self.index, key, value)
         out = attend(query, key, value.to(query.dtype), ctx.visible[self.window], size**-0.5, None)
-        out = out.view(rows, heads, slots, length, size).permute(0, 3, 2, 1, 4)
+        out = out.view(rows, *counts, length, size).permute(0, 3, first - 1, second - 1, 4)
         return out.reshape(rows * length * slots, heads * size)
+
+
+def _by_expert(routing: Routing) -> Routing:
+    """The same choice with a slot for each expert, in their order; those not chosen are empty."""
+    experts = routing.experts
+    wide = routing.gate.new_zeros(len(routing.expert), experts + 1)
+    gate = wide.scatter(1, routing.expert, routing.gate)[:, :experts]
+    chosen = torch.zeros_like(wide, dtype=torch.bool).scatter(1, routing.expert, True)[:, :experts]
+    ids = torch.arange(experts, device=gate.device)
+    return routing.replace(expert=torch.where(chosen, ids, experts), gate=gate)

@@ -137,8 +137,8 @@ def test_shortcut_refuses(keys: Plain, text: str) -> None:
         trunk(shortcut(**keys))
 
 
-def routed(router: Plain, **keys: Any) -> Plain:
-    attention = {"routed": 3, "heads": 2, "router": router}
+def routed(router: Plain, own_keys: bool = False, **keys: Any) -> Plain:
+    attention = {"routed": 3, "heads": 2, "router": router, "own_keys": own_keys}
     return {"type": "attention_experts", "attention": attention, "ffn": DENSE, **keys}
 
 
@@ -151,6 +151,35 @@ def test_equal_attention_experts_are_one_attention() -> None:
         maps = state[f"blocks.0.attention.experts.{name}"]
         maps.copy_(maps[:1].expand_as(maps).clone())
         state[f"blocks.0.attention.{name}.weight"] = maps[0]
+    plain.load_state_dict({k: v for k, v in state.items() if "experts" not in k and "router" not in k})
+    torch.testing.assert_close(run(built, states()), run(plain, states()))
+
+
+SOFT: Plain = {"type": "top_k", "k": 3, "normalize": "all"}
+
+
+def test_equal_own_keys_are_shared_keys() -> None:
+    own, shared = trunk(routed(SOFT, own_keys=True)), trunk(routed(SOFT))
+    state = shared.state_dict()
+    for name in ("k", "v"):
+        key = f"blocks.0.attention.{name}.weight"
+        state[key] = state[key].repeat(3, 1)
+    own.load_state_dict(state)
+    torch.testing.assert_close(run(own, states()), run(shared, states()))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_one_hot_weights_give_that_experts_own_attention(k: int) -> None:
+    """BAM: expert 1 is certain, so its queries, keys, values and output map are all that counts."""
+    built = trunk(routed({"type": "top_k", "k": k, "normalize": "all", "gate_bias": True}, own_keys=True))
+    state = built.state_dict()
+    state["blocks.0.attention.router.gate_bias"] = torch.tensor([-1e4, 1e4, -1e4])
+    built.load_state_dict(state)
+    plain = trunk({"type": "sequential", "attention": ATTENTION, "ffn": DENSE})
+    for name in ("q", "o"):
+        state[f"blocks.0.attention.{name}.weight"] = state[f"blocks.0.attention.experts.{name}"][1]
+    for name in ("k", "v"):
+        state[f"blocks.0.attention.{name}.weight"] = state[f"blocks.0.attention.{name}.weight"].chunk(3)[1]
     plain.load_state_dict({k: v for k, v in state.items() if "experts" not in k and "router" not in k})
     torch.testing.assert_close(run(built, states()), run(plain, states()))
 
@@ -222,6 +251,7 @@ def test_operations_of_a_shortcut_block(combine: str) -> None:
 def test_operations_of_attention_experts() -> None:
     """Every slot has its own queries, keys and values are made once."""
     counted(routed({"type": "top_k", "k": 2}))
+    counted(routed({"type": "top_k", "k": 2}, own_keys=True))
 
 
 def counted(block: Plain) -> None:
