@@ -40,6 +40,7 @@ NAMES = (
     "olmo2",
     "mixtral",
     "olmoe",
+    "flex_olmo",
     "qwen2_moe",
     "qwen3_moe",
 )

@@ -9,6 +9,7 @@ from zoo.hub.conversion.family import FUSED, SEPARATE, Family
 from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.language import Language, of_type
 from zoo.hub.conversion.pieces import Piece
+from zoo.hub.families import qwen2_moe
 from zoo.spec import Plain
 
 
@@ -17,11 +18,7 @@ def spec(fields: Fields) -> Language:
     bias = fields.get("attention_bias", bool, False)
     attention = read.grouped(fields, bias=bias, out_bias=bias) | {"qk_norm": True, "qk_norm_over": "all"}
     attention["clip"] = fields.get("clip_qkv", float, None)
-    router = {
-        "type": "top_k",
-        "k": fields.get("num_experts_per_tok", int, 8),
-        "normalize": "selected" if fields.get("norm_topk_prob", bool, False) else "all",
-    }
+    router = qwen2_moe.router(fields, 8)
     routed = fields.get(("num_experts", "num_local_experts"), int, 64)
     block = read.sequential(attention, read.moe(read.swiglu(fields), routed, router))
     return read.language(fields, [block] * fields.count(), eps=1e-5, ids=(None, 50279, 1))
@@ -29,13 +26,17 @@ def spec(fields: Fields) -> Language:
 
 def config(model: Language) -> Plain:
     """The fields of OLMoE."""
+    return {**shared(model), "clip_qkv": write.attention(model)["clip"]}
+
+
+def shared(model: Language) -> Plain:
+    """The fields that FlexOlmo has too."""
     layer = write.mixture(model)
     router = of_type(layer["router"], "ffn.router", "top_k")
     return {
         **write.write_language(model),
         **write.write_grouped(model),
         "attention_bias": write.attention(model)["bias"],
-        "clip_qkv": write.attention(model)["clip"],
         "hidden_act": "silu",
         "intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
         "num_experts": layer["routed"],
@@ -45,11 +46,11 @@ def config(model: Language) -> Plain:
 
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
-    """The tensors of OLMoE."""
+    """The tensors of OLMoE, and of FlexOlmo, whose norms stand behind the branches."""
     yield from rules.frame(model)
     for theirs, ours, block in rules.blocks(model):
         ffn = block["ffn"]
-        yield from rules.pre_norms(theirs, ours, model)
+        yield from (rules.post_norms if block["norm"] == "after" else rules.pre_norms)(theirs, ours, model)
         yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
         yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
         yield from rules.experts(
