@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modalities.base import Tokens
+from zoo.backbone.adapters.base import AdapterSpec, Map, maps_of
 from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec, Place
 from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
@@ -52,6 +53,7 @@ class BackboneSpec:
     norm_eps    epsilon of all norms
     cond        width of the rows' conditioning, 0 for none
     checkpoint  recompute activations of blocks in the backward pass instead of keeping them
+    adapter     what stands beside linear maps of the blocks, or null for nothing
     """
 
     dim: int
@@ -61,6 +63,7 @@ class BackboneSpec:
     norm_eps: float = 1e-6
     cond: int = 0
     checkpoint: bool = False
+    adapter: AdapterSpec | None = None
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -78,6 +81,20 @@ class BackboneSpec:
                 raise ValueError(f"layers[{i}].block.{error}") from error
             self._check_rope(layers.block)
         self._check_cond()
+        if self.adapter is not None:
+            try:
+                self.adapter.check(self.maps())
+            except ValueError as error:
+                raise ValueError(f"adapter.{error}") from error
+
+    def maps(self) -> list[dict[str, Map]]:
+        """For each block the linear maps that an adapter can stand beside, by name; without weights."""
+        found = []
+        with torch.device("meta"):
+            for layers in self.layers:
+                block = layers.block.build(self.dim, Place(0, 0, self.norm_eps, self.cond, self.norm))
+                found += [maps_of(block)] * layers.repeat
+        return found
 
     def _check_cond(self) -> None:
         """Conditioning that no block reads would be dropped in silence."""
@@ -109,7 +126,7 @@ class BackboneSpec:
         total = norm  # the final one
         for layers in self.layers:
             total = total + layers.block.cost(self.dim, length, self.cond, norm).times(layers.repeat)
-        return total
+        return total if self.adapter is None else total + self.adapter.cost(self.maps())
 
     def build(self) -> Backbone:
         """The module."""
@@ -137,6 +154,8 @@ class Backbone(nn.Module):
         for layers in spec.layers:
             for _ in range(layers.repeat):
                 block = layers.block.build(spec.dim, Place(attention, moe, spec.norm_eps, spec.cond, spec.norm))
+                if spec.adapter is not None:
+                    spec.adapter.attach(block, len(self.blocks), spec.depth)
                 inner = inside(block)
                 self.inner.append((inner, moe + len(block.moes)))
                 attention, moe = attention + len(block.attentions), moe + len(block.moes) + len(inner)
@@ -145,6 +164,8 @@ class Backbone(nn.Module):
         self.windows = [a.window for a in attentions]
         self.turned = sorted({a.rotary for a in attentions if a.rotary})
         self.norm = build_norm(spec.norm, spec.dim, spec.norm_eps)
+        if spec.adapter is not None:
+            spec.adapter.hold(self)
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""

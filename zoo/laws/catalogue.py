@@ -13,7 +13,7 @@ import torch
 
 from zoo import registry
 from zoo.laws.cases import Case, Refused, layer_case, surgery_case, trunk_case
-from zoo.laws.examples import BASE, SURGERIES, variants
+from zoo.laws.examples import BASE, DENSE, SURGERIES, variants
 from zoo.moe.kernels import triton
 from zoo.spec import Plain
 
@@ -119,6 +119,10 @@ def _trunk_cases() -> Iterator[Case]:
         for label, part in _described("attention", name):
             block = {**plain, "attention": part, "ffn": BASE["ffn"]}
             yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+    for name in registry.names("adapter"):
+        for label, adapter in _described("adapter", name):
+            layers = [{"repeat": 2, "block": {**plain, "ffn": ffn}} for ffn in (DENSE, moe)]
+            yield trunk_case(f"adapter {label}", {"layers": layers, "adapter": {**adapter, "freeze": False}}, {name})
     yield trunk_case("windows in turn", {"layers": [_windowed(2), _windowed(None), _windowed(4)]}, {"grouped_query"})
     for label, rope, about in _ropes():
         block = {**plain, "ffn": BASE["ffn"], "attention": {**attention, "head_dim": rope.pop("head_dim", None)}}
@@ -164,7 +168,7 @@ def all_cases() -> tuple[Case, ...]:
 
 def gather() -> Iterator[Case]:
     """Every case over the registry as it stands."""
-    for kind in (*SOCKETS, "ffn", "attention", "rope_scaling", "block", "surgery"):
+    for kind in (*SOCKETS, "ffn", "attention", "rope_scaling", "block", "adapter", "surgery"):
         yield from _unusable(kind)
     for kind in SOCKETS:
         for name in registry.names(kind):

@@ -90,6 +90,8 @@ class Unified(Verbs):
         self.spec = spec
         self.backbone = spec.backbone.build()
         self.modalities = build_modalities(spec)
+        if spec.backbone.adapter is not None:
+            spec.backbone.adapter.hold(self)
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""

@@ -48,12 +48,21 @@ class DenseSpec(GLUSpec, FeedForwardSpec):
         return Dense(self, dim)
 
 
+class Product(nn.Module):
+    """x times a weight it is given, a module without weights of its own: where an adapter hooks in."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[..., I], [O, I], [O] -> [..., O]."""
+        return F.linear(x, weight, bias)
+
+
 class Dense(nn.Module):
     """gate_up [2F, D] (gate first), down [D, F], gate_up_bias [2F], down_bias [D]: the layout of one gated expert."""
 
     def __init__(self, spec: DenseSpec, dim: int) -> None:
         super().__init__()
         self.spec = spec
+        self.into, self.out_of = Product(), Product()
         self.gate_up = nn.Parameter(torch.empty(2 * spec.hidden, dim))
         self.down = nn.Parameter(torch.empty(dim, spec.hidden))
         self.gate_up_bias = nn.Parameter(torch.zeros(2 * spec.hidden)) if spec.bias else None
@@ -68,4 +77,5 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return F.linear(self.spec.gated(F.linear(x, self.gate_up, self.gate_up_bias)), self.down, self.down_bias)
+        inner = self.into(x, self.gate_up, self.gate_up_bias)
+        return self.out_of(self.spec.gated(inner), self.down, self.down_bias)

@@ -77,8 +77,9 @@ class MoESpec(FeedForwardSpec):
         return Pool(routed=self.routed, null=self.null_experts, shared=self.shared.columns if self.shared else 0)
 
     def properties(self) -> Properties:
-        """What the layer as a whole promises: the weakest promise of router and policies."""
-        return weakest(self.router.properties(self.pool), *(policy.properties(self.pool) for policy in self.policy))
+        """What the layer as a whole promises: the weakest promise of router, policies and experts."""
+        policies = [policy.properties(self.pool) for policy in self.policy]
+        return weakest(self.router.properties(self.pool), *policies, Properties(noise=self.experts.noise))
 
     def cost(self, dim: int) -> Cost:
         """Null experts take their share of a token's slots: at even load a token uses

@@ -116,7 +116,7 @@ def test_each_head_attends_among_its_tokens_at_their_own_positions(router: dict[
     mask[0, :2] = False
     ctx = context(x, turned=True, mask=mask)
     module.now = ctx.routing
-    y, routing = module(x, ctx), module.heard.routing  # type: ignore[union-attr]
+    y, routing = module(x, ctx), module.heard[-1].routing
     query, key, value = module.maps.project(x[:, None])
     rope = ctx.rope[DIM // HEADS]
     query, key = rope.turn(query), rope.turn(key)
@@ -146,7 +146,7 @@ def test_gathered_tokens_return_to_their_own_places() -> None:
     ctx = replace(ctx, routing=ctx.routing.replace(document=None))
     module.now = ctx.routing
     y = module(x, ctx)
-    times = module.heard.routing.full.sum(1).view(2, LENGTH)  # type: ignore[union-attr]
+    times = module.heard[-1].routing.full.sum(1).view(2, LENGTH)
     assert torch.equal(y[..., 0], times * x[..., 0])
 
 

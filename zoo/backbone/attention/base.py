@@ -41,11 +41,13 @@ class Attention(nn.Module):
     index   its slot in the cache
     rotary  dimensions of a head that turn; a forward pass finds ctx.rope[rotary] where it is not 0
     window  how many of the last keys a query sees, None for all; a forward pass finds ctx.visible[window]
+    read_directly  names of linear maps whose weight is read without calling them, so that no adapter can stand there
     """
 
     index: int
     rotary: int
     window: int | None
+    read_directly: ClassVar[frozenset[str]] = frozenset()
 
     def forward(self, x: Tensor, ctx: BlockContext) -> Tensor:
         """x [B, S, D] -> [B, S, D]."""

@@ -86,6 +86,8 @@ class LatentSpec(AttentionSpec):
 class Latent(Attention):
     """See LatentSpec. The cache holds latent and turned key [B, 1, L, kv_rank + rope_dim]."""
 
+    read_directly = frozenset({"kv_up"})
+
     def __init__(self, spec: LatentSpec, dim: int, index: int) -> None:
         super().__init__()
         self.spec, self.index, self.rotary, self.window = spec, index, spec.rope_dim, None

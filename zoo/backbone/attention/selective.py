@@ -146,10 +146,11 @@ class Selective(InnerMoE, Attention):
         """x [B, S, D] -> [B, S, D]."""
         routing_ctx = self.context()
         routing = self.route(x.flatten(0, 1), routing_ctx)
-        self.heard = LayerRecord(
+        record = LayerRecord(
             routing, Stats(routing, self.pool), routing_ctx.shape, routing_ctx.document, routing_ctx.modality,
             weight=routing_ctx.weight,
         )  # fmt: skip
+        self.heard.append(record)
         serves, gate = self._table(routing, x)
         gathers = ctx.cache is None and not torch.compiler.is_compiling()
         y = (self._gathered if gathers else self._whole)(x, serves, gate, ctx)

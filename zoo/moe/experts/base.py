@@ -25,6 +25,11 @@ class ExpertSpec:
 
     kind: ClassVar[str] = "expert"
 
+    @property
+    def noise(self) -> bool:
+        """Whether training draws random numbers."""
+        return False
+
     def check(self, count: int) -> None:
         """Raises ValueError("key: ...") where there cannot be `count` such experts in a layer."""
 
