@@ -71,6 +71,13 @@ def test_two_ranks_give_the_gradients_of_one(case: str, found: Any, worker: Any,
         assert torch.equal(found[0][case]["bias"], found[1][case]["bias"])
 
 
+def test_a_spike_on_one_rank_is_left_out_on_both(found: Any) -> None:
+    first, second = (result["spiked"] for result in found)
+    assert first["skipped"] == second["skipped"] == [20] and first["figures"] == second["figures"]
+    assert first["waiting"] == second["waiting"] == 2  # what waits is gathered over ranks for the checkpoint
+    assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())
+
+
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_both(found: Any) -> None:
     first, second = (result["skipped"] for result in found)
     assert first["done"] == second["done"] == 2 and first["skipped"] == second["skipped"] == 1

@@ -63,6 +63,26 @@ def skipped(h: Any, rank: int, folder: Path) -> Any:
     return {"done": module.done, "skipped": module.skipped, "state": module.model.state_dict()}
 
 
+def spiked(h: Any, rank: int, folder: Path) -> Any:
+    """A step whose targets are random on rank 1 alone, in a run under SpikeGuard."""
+    import torch
+
+    from training.callbacks.spikes import SpikeGuard
+
+    module, guard = h.build_module(), SpikeGuard(start=15, within=2, decay=0.5, deviations=3.0)
+    good, bad = (h.build_steps(module, SPREAD["same"][rank]) for _ in range(2))
+    if rank == 1:
+        target = bad[0][1]["target"]
+        wrong = torch.randint(0, 200, target.shape, generator=torch.Generator().manual_seed(0))
+        bad[0] = ("text", {**bad[0][1], "target": torch.where(target >= 0, wrong, -100)})
+    strategy = "ddp_find_unused_parameters_true"
+    steps = [good] * 20 + [bad] + [good] * 2
+    h.train(module, steps, folder, [guard], devices=2, strategy=strategy, use_distributed_sampler=False)
+    figures = [guard.loss.mean, guard.norm.mean]
+    return {"skipped": guard.skipped, "figures": figures, "waiting": len(guard.state_dict()["pending"]),
+            "state": module.model.state_dict()}  # fmt: skip
+
+
 def mixture(h: Any, strategy: Any, steps: int, folder: Path, **options: Any) -> Any:
     """A run from data, with validation and checkpoints."""
     from training.run import fit
@@ -94,6 +114,7 @@ def main() -> None:
     for case in [f"{b}-{s}" for b in BALANCE for s in SPREAD]:
         found[case] = gradients(h, case, rank, folder / "gradients")
     found["skipped"] = skipped(h, rank, folder / "skipped")
+    found["spiked"] = spiked(h, rank, folder / "spiked")
     ddp = "ddp_find_unused_parameters_true"
     found["whole"] = mixture(h, ddp, 4, folder / "ddp", val_every=2)
     mixture(h, ddp, 2, folder / "resumed")
