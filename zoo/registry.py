@@ -60,12 +60,12 @@ TABLE: dict[str, dict[str, str]] = {
         "lightning": "zoo.backbone.attention.lightning:LightningSpec",
     },
     "rope_scaling": {
-        "linear": "zoo.backbone.rope_scaling:LinearSpec",
-        "ntk": "zoo.backbone.rope_scaling:NTKSpec",
-        "dynamic": "zoo.backbone.rope_scaling:DynamicSpec",
-        "yarn": "zoo.backbone.rope_scaling:YarnSpec",
-        "llama3": "zoo.backbone.rope_scaling:Llama3Spec",
-        "longrope": "zoo.backbone.rope_scaling:LongRopeSpec",
+        "linear": "zoo.backbone.rope_scaling.stretched:LinearSpec",
+        "ntk": "zoo.backbone.rope_scaling.stretched:NTKSpec",
+        "dynamic": "zoo.backbone.rope_scaling.stretched:DynamicSpec",
+        "yarn": "zoo.backbone.rope_scaling.yarn:YarnSpec",
+        "llama3": "zoo.backbone.rope_scaling.llama3:Llama3Spec",
+        "longrope": "zoo.backbone.rope_scaling.longrope:LongRopeSpec",
     },
     "adapter": {
         "lora_experts": "zoo.backbone.adapters.lora_experts:LoraExpertsSpec",
