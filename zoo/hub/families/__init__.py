@@ -41,6 +41,8 @@ NAMES = (
     "mixtral",
     "olmoe",
     "flex_olmo",
+    "granitemoe",
+    "granitemoeshared",
     "qwen2_moe",
     "qwen3_moe",
 )
