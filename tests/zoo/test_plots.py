@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.plots import load_curve, routing_heatmap, save_figure
+from zoo.plots import load_curve, loss_over_flops, routing_heatmap, save_figure
 
 LOAD = {"text": np.array([[1, 1, 2, 4], [0, 0, 0, 0]]), "vision": np.array([[2, 2, 2, 2], [8, 0, 0, 0]])}
 
@@ -54,3 +54,15 @@ def test_nothing_to_show_is_an_error() -> None:
         routing_heatmap({})
     with pytest.raises(ValueError, match=r"load\['text'\]: got shape \[3\], expected \[layers, experts\]"):
         routing_heatmap({"text": np.ones(3)})
+
+
+def test_losses_over_operations(tmp_path: Path) -> None:
+    figure = loss_over_flops({"first": ([1e6, 2e6], [3.0, 2.0]), "second": ([1e6, 4e6], [3.0, 1.5])})
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and [line.get_label() for line in axes.lines] == ["first", "second"]
+    assert axes.lines[0].get_color() == "black" != axes.lines[1].get_color()
+    with save_figure(figure, tmp_path / "loss.png").with_suffix(".csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert rows[3] == {"system": "second", "flops": "4e+06", "loss": "1.5"}
+    with pytest.raises(ValueError, match="curves: got none"):
+        loss_over_flops({})

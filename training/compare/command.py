@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flops = f"{system.solved.flops / 1e6:.3f} MFLOPs per token"
             print(f"{system.name}: {flops}, {system.solved.said()}", flush=True)
         failed = run_cells(cells, plan.folder, spec.workers, progress=not a.quiet)
-        return report(plan, failed)
+        return report(plan, failed, f"python -m training compare --config {a.config} --seeds {spec.seeds}")
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def report(plan: Plan, failed: dict[str, str]) -> int:
+def report(plan: Plan, failed: dict[str, str], command: str) -> int:
     """Prints and writes the table, draws, and says what failed."""
     table = rows(plan)
-    said = [*remarks(plan), *(f"Failed: {name}." for name in failed)]
+    said = [f"Command: `{command}`.", *remarks(plan), *(f"Failed: {name}." for name in failed)]
     print()
     print(markdown(table, plan, said))
     paths = [*write(table, plan, said), *draw(plan)]

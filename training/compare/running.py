@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ def _apart(cells: Sequence[Cell], folder: Path, workers: int, progress: bool) ->
                 shown.update(steps.value - shown.n)
                 for future in done:
                     cell = running.pop(future)
-                    failure = future.result()
+                    failure = _outcome(future)
                     if failure is not None:
                         failed[_title(cell)] = failure
                     shown.set_postfix_str(f"{_title(cell)} {'failed' if failure else 'done'}, {len(running)} left")
@@ -69,6 +71,14 @@ def _apart(cells: Sequence[Cell], folder: Path, workers: int, progress: bool) ->
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def _outcome(future: Future[str | None]) -> str | None:
+    """A cell's traceback, or what became of its worker."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return "a worker died, which took the others with it: killed, or out of memory (fewer --workers need less)\n"
 
 
 @contextmanager
@@ -86,8 +96,17 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _begin(steps: Any) -> None:
+    """In a new worker: takes the count of steps, and sees to it that no worker outlives a killed command."""
     global _STEPS
     _STEPS = steps
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(cell: Cell, folder: Path) -> str | None:

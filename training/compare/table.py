@@ -141,7 +141,7 @@ def markdown(table: Sequence[Row], plan: Plan, notes: Sequence[str] = ()) -> str
         "dead: routed experts of all layers with less than 1 % of the even share."
     )
     training = f"Training: {plan.spec.train}, peak learning rate {plan.spec.train.lr:g}."
-    return "\n".join([*grid(table), "", legend, "", training, *notes]) + "\n"
+    return "\n".join([*grid(table), "", legend, "", "  \n".join([training, *notes])]) + "\n"
 
 
 def grid(table: Sequence[Row]) -> list[str]:

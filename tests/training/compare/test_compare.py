@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +119,35 @@ def test_a_cell_that_fails_stops_no_other(
     broken.clear()
     assert command.main(["--config", path, "--quiet"]) == 0
     assert "| dense " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(
+    config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-m", "training", "compare", "--config", str(config()), "--seeds", "4", "--workers", "2"]
+    started = subprocess.Popen([*words, "--quiet"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (kept := list((tmp_path / "out/cells").glob("[!.]*.json"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.kill()
+    started.wait()
+    assert kept
+    time.sleep(3)  # its workers end with it
+    done = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out/cells").glob("[!.]*.json")}
+    assert len(done) < 12
+    ran: list[str] = []
+    real = running.measure
+    monkeypatch.setattr(running, "measure", lambda cell, tick: (ran.append(cell.key), real(cell, tick))[1])
+    assert command.main(["--config", str(config()), "--seeds", "4", "--quiet"]) == 0
+    assert len(ran) == 12 - len(done) and not {f"{key}.json" for key in ran} & done.keys()
+    assert all((tmp_path / "out/cells" / name).stat().st_mtime_ns == stamp for name, stamp in done.items())
+
+
+def test_a_dead_worker_is_a_failure() -> None:
+    future: Future[str | None] = Future()
+    future.set_exception(BrokenProcessPool("gone"))
+    assert "a worker died" in str(running._outcome(future))
 
 
 @pytest.mark.slow
