@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+NAME = "linear_cross_entropy"
 IGNORE = -100
 CHUNK = 1 << 23  # logits held at a time, 32 MiB of float32
 LEAST = 64  # rows of a chunk: fewer would starve the matrix product
@@ -24,48 +24,73 @@ def linear_cross_entropy(
     chunk by chunk in the forward pass, `chunk` rows at a time, so that no logits wait for the backward pass; it
     equals that of the plain form to rounding and cannot be differentiated again.
     """
-    found: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden, weight, bias, target, scale, chunk)
-    return found
+    rows = max(CHUNK // len(weight), LEAST) if chunk is None else chunk
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    wanted = [torch.is_grad_enabled() and value.requires_grad for value in inputs]
+    loss, hits, _ = torch.ops.moezoo.linear_cross_entropy(hidden, weight, bias, target, scale, rows, wanted)
+    return loss, hits.detach()
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, chunk: int | None
-    ) -> tuple[Tensor, Tensor]:
-        sums = _Sums(hidden, weight, bias, ctx.needs_input_grad[:3])
-        rows = max(CHUNK // len(weight), LEAST) if chunk is None else chunk
-        for start in range(0, len(hidden), rows):
-            sums.add(slice(start, start + rows), target[start : start + rows], scale)
-        ctx.save_for_backward(*sums.gradients)
-        ctx.mark_non_differentiable(sums.hits)
-        return sums.loss, sums.hits
+def _chunked(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, rows: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Loss, hits and the gradients of those inputs that want one; an empty tensor for the others."""
+    sums = _Sums(hidden, weight, bias, wanted)
+    for start in range(0, len(hidden), rows):
+        sums.add(slice(start, start + rows), target[start : start + rows], scale)
+    return sums.loss, sums.hits, sums.gradients
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        saved = [None if g is None else g * outer.to(g.dtype) for g in ctx.saved_tensors]
-        return (*saved, None, None, None)
+
+def _shapes(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, rows: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    sums = _Sums(hidden, weight, bias, wanted)
+    return sums.loss, sums.hits, sums.gradients
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    ctx.wanted = inputs[6]
+    ctx.set_materialize_grads(False)  # else zeros as large as the weights for outputs that nobody differentiates
+    ctx.save_for_backward(*output[2])
+
+
+def _scaled(ctx: Any, outer: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if outer is None:
+        return (None,) * 7
+    found = [g * outer.to(g.dtype) if w else None for g, w in zip(ctx.saved_tensors, ctx.wanted, strict=True)]
+    return (*found, *[None] * (7 - len(found)))
+
+
+# An operator of its own, so that torch.compile does not look into the loop. Defined by hand: torch.library.custom_op
+# imports the compiler when it is first called, which takes a second and 120 MB.
+LIBRARY = torch.library.Library("moezoo", "FRAGMENT")
+LIBRARY.define(
+    f"{NAME}(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float scale, int rows, bool[] wanted) "
+    "-> (Tensor, Tensor, Tensor[])"
+)
+LIBRARY.impl(NAME, _chunked, "CompositeExplicitAutograd")
+torch.library.register_fake(f"moezoo::{NAME}", _shapes, lib=LIBRARY)
+torch.library.register_autograd(f"moezoo::{NAME}", _scaled, setup_context=_keep, lib=LIBRARY)
 
 
 class _Sums:
     """Loss, hits and gradients over the chunks so far. Sums over chunks are kept in float32 at least."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool]) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
         wide = torch.promote_types(hidden.dtype, torch.float32)
         self.loss = hidden.new_zeros((), dtype=wide)
         self.hits = hidden.new_zeros((), dtype=torch.float32)
         self.of_hidden = torch.empty_like(hidden) if wanted[0] else None
         self.of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
-        self.of_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
+        self.of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
 
     @property
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """Of hidden, weight and bias, None where they need none, each in the type of its tensor."""
-        of_weight = None if self.of_weight is None else self.of_weight.to(self.weight.dtype)
-        of_bias = None if self.of_bias is None or self.bias is None else self.of_bias.to(self.bias.dtype)
-        return self.of_hidden, of_weight, of_bias
+    def gradients(self) -> list[Tensor]:
+        """Of hidden, weight and bias, each in the type of its tensor; an empty one where none is wanted."""
+        pairs = [(self.of_hidden, self.hidden), (self.of_weight, self.weight)]
+        pairs += [] if self.bias is None else [(self.of_bias, self.bias)]
+        return [like.new_empty(0) if found is None else found.to(like.dtype) for found, like in pairs]
 
     def add(self, rows: slice, target: Tensor, scale: float) -> None:
         """One chunk: its logits are turned into their own gradient in place."""

@@ -74,3 +74,13 @@ def test_a_broken_row_that_counts_nothing_moves_only_itself() -> None:
     found, _ = linear_cross_entropy(hidden, weight, None, target)
     (of_hidden,) = torch.autograd.grad(found, hidden)
     assert found.isfinite() and of_hidden.isfinite().all()
+
+
+def test_compiled_equals_eager_without_a_graph_break() -> None:
+    hidden, weight, bias, target = case()
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    inputs = (hidden, weight, bias)
+    found, plain = (call(*inputs, target, 0.5)[0] for call in (compiled, linear_cross_entropy))
+    torch.testing.assert_close(found, plain)
+    for a, b in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(plain, inputs), strict=True):
+        torch.testing.assert_close(a, b)
