@@ -56,7 +56,7 @@ class MergeLoraExpertsSpec(SurgerySpec):
         if spec.backbone.adapter is None:
             return spec, {name: value.clone() for name, value in state.items()}
         model = spec.build()
-        model.load_state_dict(state)
+        model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)  # in its precision
         for index, block in enumerate(model.backbone.blocks):
             for adapter in [m for m in block.modules() if isinstance(m, LoraExpertsOfBlock)]:
                 try:
@@ -65,7 +65,7 @@ class MergeLoraExpertsSpec(SurgerySpec):
                     raise ValueError(f"backbone.blocks.{index}.{error}") from error
         plain = replace(spec, backbone=replace(spec.backbone, adapter=None))
         kept = plain.build().state_dict().keys()
-        return plain, {name: value.detach().clone() for name, value in model.state_dict().items() if name in kept}
+        return plain, {name: value.detach() for name, value in model.state_dict().items() if name in kept}
 
 
 @torch.no_grad()
@@ -108,6 +108,6 @@ def _operated(surgery: SurgerySpec, model: Unified) -> Unified:
     spec, state = surgery.apply(model.spec, model.state_dict(), {})
     result = spec.build()
     assert isinstance(result, Unified)
-    result.load_state_dict(state)
+    result.load_state_dict(state, assign=True)
     place = next(model.parameters())
     return result.to(place.device, place.dtype).train(model.training)
