@@ -62,6 +62,8 @@ class LimitSpec(PolicySpec):
             raise ValueError(f"tau: got {self.tau}, expected more than 0 and at most 1")
         if self.devices < 1:
             raise ValueError(f"devices: got {self.devices}, expected 1 or more")
+        if any(modality < 0 for modality in self.drop_first):
+            raise ValueError(f"drop_first: got {list(self.drop_first)}, expected numbers of modalities, 0 or more")
         if self.seed is not None and self.priority != "random":
             raise ValueError(f"seed: belongs to priority random, not to {self.priority}")
 

@@ -228,6 +228,7 @@ def test_inference_only_is_off_in_training_and_at_a_decoding_step(drop: Drop, sk
         ({"tau": 1.5}, "tau: got 1.5"),
         ({"factor": 0.0}, "factor"),
         ({"devices": 0}, "devices"),
+        ({"drop_first": (-1,)}, "drop_first"),
         ({"seed": 1}, "seed: belongs to priority random"),
     ],
 )
