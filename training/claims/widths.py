@@ -102,9 +102,16 @@ def places(node: Any, keys: Sequence[str], path: str) -> Iterator[tuple[str, int
 
 
 def same_text(systems: Mapping[str, UnifiedSpec], reference: str) -> None:
-    """Raises ValueError naming a system that reads text in other windows or bytes than the reference."""
-    expected = systems[reference].modalities[counting.text_name(systems[reference])]
-    for name, spec in systems.items():
-        text = spec.modalities[counting.text_name(spec)]
-        if text != expected:
-            raise ValueError(f"systems.{name}: reads text as {text}, but {reference} as {expected}; make them equal")
+    """Raises ValueError naming a system that reads text in other windows or tokens than the reference."""
+    read = {name: _reads(spec) for name, spec in systems.items()}
+    for name, (length, tokenizer) in read.items():
+        if (length, tokenizer) != read[reference]:
+            raise ValueError(
+                f"systems.{name}: reads windows of {length} with {tokenizer}, but {reference} reads "
+                f"{read[reference][0]} with {read[reference][1]}; make them equal"
+            )
+
+
+def _reads(spec: UnifiedSpec) -> tuple[int, Any]:
+    text: Any = spec.modalities[counting.text_name(spec)]
+    return text.length, text.tokenizer

@@ -81,5 +81,5 @@ def test_other_windows_are_refused(language: Language) -> None:
     shorter = language()
     shorter["modalities"]["text"]["length"] = 16
     systems = {"first": unified(language()), "second": unified(shorter)}
-    with pytest.raises(ValueError, match=r"systems.second: reads text as .*length=16.* first as .*length=32"):
+    with pytest.raises(ValueError, match=r"systems.second: reads windows of 16 with Bytes.* first reads 32"):
         widths.same_text(systems, "first")
