@@ -196,5 +196,5 @@ def _socket(kind: str, hint: type) -> Plain:
     name = next((n for n in names if registry.get(kind, n) is hint), None) if registry.is_registered(hint) else None
     if kind in BASE and name in (None, BASE[kind]["type"]):
         return dict(BASE[kind])
-    name = name or getattr(hint, "default_type", names[0])
+    name = name or str(getattr(hint, "default_type", names[0]))
     return {"type": name, **fill(registry.get(kind, name))}
