@@ -32,7 +32,7 @@ def test_every_name_leads_to_a_frozen_spec_of_its_kind(kind: str) -> None:
     ("call", "message"),
     [
         (lambda: registry.get("router", "top-k"), r"no router 'top-k' \(did you mean 'top_k'\?\); router types are"),
-        (lambda: registry.get("router", "xyz"), r"no router 'xyz'; router types are top_k, top_p"),
+        (lambda: registry.get("router", "xyz"), r"no router 'xyz'; router types are .*top_k, top_p"),
         (lambda: registry.names("routr"), r"no kind 'routr' \(did you mean 'router'\?\)"),
         (lambda: registry.register("router", "top_k", "a:B"), r"router 'top_k' is already registered as zoo\.moe"),
         (lambda: registry.type_of(3), r"no kind 'None'"),

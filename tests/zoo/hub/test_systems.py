@@ -23,9 +23,7 @@ def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_section_says_what_was_found() -> None:
-    found = Found(
-        figure=0.25, expected="at least 0.3", holds=False, note="10 steps", command="zoo claims a", commit="c0"
-    )
+    found = Found(figure=0.25, expected="at least 0.3", holds=False, note="brief", command="zoo claims a", commit="c0")
     claims = (Claim(name="x", says="a | b", found=found, check={"type": "band"}), Claim(name="y", says="said"))
     card = Card(name="a", fields=CardFields(system="s"), claims=claims, total=1000, active=10, flops=5)
     text = "\n".join(section(card))
