@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def stored(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 def test_every_family_has_a_table_here() -> None:
     assert {path.stem for path in (Path(__file__).parent / "families").glob("*.py")} == set(NAMES)
+
+
+def test_every_family_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.M)) == set(NAMES)
 
 
 def test_logits_with_and_without_padding(pair: Any, batch: tuple[Tensor, Tensor]) -> None:
