@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from modalities.text.files_tokenizer import FilesSpec, FilesTokenizer
+from modalities.text.sampling import Sampling
+from modalities.text.spec import TextSpec
 from modalities.text.tokenizer_files import TEXT_FILES, TokenizerFiles, copy_text_files
 from modalities.text.writer import Writer
 
@@ -171,3 +173,10 @@ def test_reading_one_brings_no_transformers(checkpoint: Make) -> None:
 
 def test_the_class_of_files_says_what_it_found(checkpoint: Make, tmp_path: Path) -> None:
     assert TokenizerFiles.found(checkpoint()) and not TokenizerFiles.found(tmp_path)
+
+
+def test_a_special_token_as_stop_text_ends_a_row(checkpoint: Make) -> None:
+    text = TextSpec(tokenizer=FilesSpec(vocab_size=400, eos=(2,))).build(8)
+    text.attach(checkpoint())
+    assert text.ends(Sampling(stop=("<|end|>", "moon"))) == {2, 3}
+    assert text.ends(Sampling(stop=("<|end|>",), eos=(5,))) == {3, 5}
