@@ -20,6 +20,7 @@ three things (see zoo.hub.conversion.family.Family), most of them by calling wha
 
 Then write `tests/parity/families/<model_type>.py`: BASE (fields of a tiny model) and VARIANTS (name -> fields that
 differ). Logits, routing, decoding, both layouts, the export and what it reopens as are compared with transformers.
+docs/checkpoints.md has a row for each family.
 """
 
 from __future__ import annotations
