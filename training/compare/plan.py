@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.claims import widths
+from training.claims.counting import text_name
 from training.claims.lab import bar, run, unified
 from training.claims.widths import Solved
 from training.compare.cells import Cell, Measurement, load, text_digest
@@ -121,7 +122,7 @@ def lines(plan: Plan, cells: Sequence[Cell], progress: bool = True) -> list[str]
 def seconds(plan: Plan, system: Planned, found: Sequence[Measurement], progress: bool) -> float:
     """Estimated CPU seconds of one cell: training, and reading the held-out text, which costs a third per token."""
     train = plan.spec.train
-    length = next(iter(system.spec.modalities.values())).length  # type: ignore[attr-defined]
+    length = system.spec.modalities[text_name(system.spec)].length  # type: ignore[attr-defined]
     if found:
         speed = sum(m.speed for m in found) / len(found)
     else:
