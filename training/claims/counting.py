@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.backbone.attention.selective import SelectiveSpec
+from zoo.backbone.blocks.base import BlockSpec
 from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
-from zoo.backbone.trunk import LayersSpec
+from zoo.backbone.trunk import BackboneSpec
 from zoo.models.unified import UnifiedSpec
 from zoo.moe.spec import MoESpec
 
@@ -42,9 +44,21 @@ def choices(part: Any, dim: int, keys: float) -> Iterator[Choice]:
     elif isinstance(part, RoutedAttentionSpec):
         inner = part.heads * part.size(dim)
         yield Choice.of(part.layer(inner), dim, 4 * inner * (keys if part.window is None else min(keys, part.window)))
-    elif isinstance(part, LayersSpec):
-        for _ in range(part.repeat):
-            yield from choices(part.block, dim, keys)
+    elif isinstance(part, SelectiveSpec):
+        size = part.rotary(dim)
+        layer = part.layer(size)
+        yield Choice.of(layer, dim, 4 * size * keys * layer.router.mean_k(layer.pool) / part.heads)
+    elif isinstance(part, BackboneSpec):
+        adapter = part.adapter
+        maps = part.maps() if adapter is not None else []
+        for index, block in enumerate(layers.block for layers in part.layers for _ in range(layers.repeat)):
+            yield from choices(block, dim, keys)
+            if adapter is not None and adapter.stands(maps[index], index, part.depth):
+                yield Choice(0.0, 0.0)  # what stands beside the block's maps counts as stated
+    elif isinstance(part, BlockSpec):  # an inner MoE layer leaves its record behind the block's own
+        values = [getattr(part, field.name) for field in dataclasses.fields(part)]
+        for value in sorted(values, key=lambda value: isinstance(value, SelectiveSpec)):
+            yield from choices(value, dim, keys)
     elif isinstance(part, (list, tuple)):
         for value in part:
             yield from choices(value, dim, keys)

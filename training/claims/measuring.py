@@ -141,12 +141,13 @@ def merge(parts: Sequence[Layer]) -> Layer:
 
 def routed_count(record: LayerRecord, real: torch.Tensor) -> np.ndarray:
     """[T] routed experts that serve each of the chosen tokens."""
-    counts: np.ndarray = (record.routing.expert < record.stats.pool.routed).sum(1)[real].numpy()
-    return counts
+    counts = (record.routing.expert < record.stats.pool.routed).sum(1).view(record.copies, -1).sum(0)
+    found: np.ndarray = counts[real].numpy()
+    return found
 
 
 def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray | None:
     """[L, T, K] experts of the chosen tokens; None where the layers' numbers of slots differ, or there is no layer."""
-    if len({record.routing.expert.shape[1] for record in records}) != 1:
+    if len({record.routing.expert.shape[1] for record in records}) != 1 or any(r.copies > 1 for r in records):
         return None
     return np.stack([record.routing.expert[real].numpy() for record in records])

@@ -82,5 +82,5 @@ def joined(records: Sequence[LayerRecord]) -> LayerRecord:
     rows, length = first.shape
     return LayerRecord(
         routing, Stats(routing, first.stats.pool), (rows * len(records), length), cat([r.document for r in records]),
-        cat([r.modality for r in records]), weight=weight,
+        cat([r.modality for r in records]), weight=weight, copies=len(records),
     )  # fmt: skip

@@ -13,7 +13,8 @@ from zoo.moe.stats import Stats
 @dataclass(frozen=True)
 class LayerRecord:
     """routing and statistics of a [B, S] batch; document [T] where rows are packed; modality [T] where known; weight
-    [T] of each token in balance, None for 1."""
+    [T] of each token in balance, None for 1; copies how often all tokens stand in it, one batch after the other (of the
+    maps of a layer that adapters stand beside)."""
 
     routing: Routing
     stats: Stats
@@ -21,3 +22,4 @@ class LayerRecord:
     document: Tensor | None = None
     modality: Tensor | None = None
     weight: Tensor | None = None
+    copies: int = 1

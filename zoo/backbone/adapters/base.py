@@ -89,6 +89,10 @@ class AdapterSpec:
         """What it adds to a trunk of blocks with these maps."""
         raise NotImplementedError
 
+    def stands(self, maps: Mapping[str, Map], index: int, depth: int) -> list[str]:
+        """The maps of block number `index` of `depth` that it stands beside."""
+        raise NotImplementedError
+
     def attach(self, block: nn.Module, index: int, depth: int) -> None:
         """Stands beside the maps of block number `index` of `depth`, as its module `adapter`."""
         raise NotImplementedError

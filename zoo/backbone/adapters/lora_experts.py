@@ -99,6 +99,9 @@ class LoraExpertsSpec(AdapterSpec):
         named = {n: m for n, m in maps.items() if count and any(fnmatch(n, pattern) for pattern in self.targets)}
         return {name: (self.layer(count, rank, place.outputs), place) for name, place in named.items()}
 
+    def stands(self, maps: Mapping[str, Map], index: int, depth: int) -> list[str]:
+        return list(self._beside(maps, index, depth))
+
     def attach(self, block: nn.Module, index: int, depth: int) -> None:
         beside = self._beside(maps_of(block), index, depth)
         if beside:
