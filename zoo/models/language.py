@@ -53,21 +53,27 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
     Raises ValueError on a wrong shape and on ids outside the vocabulary.
     """
     ids = checked(text, ids)
-    past = 0 if cache is None else cache.length
-    if attention_mask is None:
-        if not past:
-            return Tokens(embedding=text.embed(ids), ids=ids)
-        attention_mask = torch.ones_like(ids)  # the past may hold padding, which positions leave out
-    if tuple(attention_mask.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
+    mask = None if attention_mask is None else _mask(ids, attention_mask, 0 if cache is None else cache.length)
+    past = 0 if cache is None else cache.real()
+    if mask is None and isinstance(past, int):
+        return Tokens(embedding=text.embed(ids), ids=ids)  # positions follow from the cache
+    count = torch.ones_like(ids) if mask is None else mask
+    position = (count.cumsum(1) - 1 + past).clamp(min=0).unsqueeze(-1)
+    return Tokens(embedding=text.embed(ids), mask=mask, position=position, ids=ids)
+
+
+def _mask(ids: Tensor, given: Tensor, past: int) -> Tensor | None:
+    """The mask [B, S] of the new ids; None where it can be seen at no cost that they are all real, since attention
+    then needs none either."""
+    if tuple(given.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
         raise ValueError(
-            f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}"
+            f"attention_mask: got shape {list(given.shape)}, expected {list(ids.shape)}"
             + (f" or {[len(ids), past + ids.shape[1]]} with the {past} ids in the cache" if past else "")
         )
-    mask = attention_mask.bool()[:, -ids.shape[1] :].to(ids.device)
-    position = mask.cumsum(1) - 1
-    if cache is not None and past:
-        position = position + cache.real()
-    return Tokens(embedding=text.embed(ids), mask=mask, position=position.clamp(min=0).unsqueeze(-1), ids=ids)
+    mask = given.bool()[:, -ids.shape[1] :]
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask.to(ids.device)
 
 
 def checked(text: Text, ids: Tensor) -> Tensor:
