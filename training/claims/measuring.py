@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from modalities.base import Raw
-from modalities.text.evaluate import windows
+from modalities.text.evaluate import Window, windows
 from modalities.text.module import Text
 from zoo.models.answering import evaluating
 from zoo.models.unified import Unified
@@ -86,32 +86,35 @@ def measure(model: Unified, name: str, raws: Sequence[Raw], limit: int) -> Measu
     text = model.modality(name)
     assert isinstance(text, Text)
     held = windows(text, raws, limit)
-    losses, layers, used, chosen = [], [], [], []
     with evaluating(model), torch.inference_mode():
-        for first in range(0, len(held), ROWS):
-            part = held[first : first + ROWS]
-            batch = text.batch([torch.tensor(w.ids) for w in part])
-            for row, window in enumerate(part):
-                batch["target"][row, : window.scored] = IGNORE
-            out = model.run(text.encode(batch), name)
-            logits, target = text.decode(out.tokens).float(), batch["target"]
-            each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
-            losses.append((each.view_as(target), target != IGNORE))
-            real = (target != IGNORE).flatten()
-            layers.append([read(record) for record in out.records])
-            used.append(np.stack([routed_count(record, real) for record in out.records]) if out.records else None)
-            chosen.append(choices(out.records, real))
-    scored = [each[mask].numpy() for each, mask in losses]
-    sums = [np.concatenate([part.sum(1).numpy() for part, _ in losses])]
-    counts = np.concatenate([mask.sum(1).numpy() for _, mask in losses])
-    empty = np.zeros((0, 0), np.int64)
+        parts = [read_windows(model, name, text, held[i : i + ROWS]) for i in range(0, len(held), ROWS)]
     return Measured(
-        losses=np.concatenate(sums).astype(np.float64),
-        counts=counts,
-        layers=tuple(merge(parts) for parts in zip(*layers, strict=True)),
-        token=np.concatenate(scored),
-        used=empty if used[0] is None else np.concatenate(used, axis=1),  # type: ignore[arg-type]
-        chosen=empty if chosen[0] is None else np.concatenate(chosen, axis=1),  # type: ignore[arg-type]
+        losses=np.concatenate([part.losses for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        layers=tuple(merge(layers) for layers in zip(*(part.layers for part in parts), strict=True)),
+        token=np.concatenate([part.token for part in parts]),
+        used=np.concatenate([part.used for part in parts], axis=1),
+        chosen=np.concatenate([part.chosen for part in parts], axis=1),
+    )
+
+
+def read_windows(model: Unified, name: str, text: Text, held: Sequence[Window]) -> Measured:
+    """One batch of windows."""
+    batch = text.batch([torch.tensor(window.ids) for window in held])
+    target = batch["target"]
+    for row, window in enumerate(held):
+        target[row, : window.scored] = IGNORE
+    out = model.run(text.encode(batch), name)
+    logits = text.decode(out.tokens).float()
+    each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
+    real = (target != IGNORE).flatten()
+    return Measured(
+        losses=each.view_as(target).sum(1).double().numpy(),
+        counts=(target != IGNORE).sum(1).numpy(),
+        layers=tuple(read(record) for record in out.records),
+        token=each[real].numpy(),
+        used=routed_counts(out.records, real),
+        chosen=choices(out.records, real),
     )
 
 
@@ -139,15 +142,14 @@ def merge(parts: Sequence[Layer]) -> Layer:
     )
 
 
-def routed_count(record: LayerRecord, real: torch.Tensor) -> np.ndarray:
-    """[T] routed experts that serve each of the chosen tokens."""
-    counts = (record.routing.expert < record.stats.pool.routed).sum(1).view(record.copies, -1).sum(0)
-    found: np.ndarray = counts[real].numpy()
-    return found
+def routed_counts(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
+    """[L, T] routed experts that serve each of the chosen tokens."""
+    counts = [(record.routing.expert < record.stats.pool.routed).sum(1)[real].numpy() for record in records]
+    return np.stack(counts) if counts else np.zeros((0, int(real.sum())), np.int64)
 
 
-def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray | None:
-    """[L, T, K] experts of the chosen tokens; None where the layers' numbers of slots differ, or there is no layer."""
-    if len({record.routing.expert.shape[1] for record in records}) != 1 or any(r.copies > 1 for r in records):
-        return None
+def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
+    """[L, T, K] experts of the chosen tokens; empty where the layers' numbers of slots differ, or there is no layer."""
+    if len({record.routing.expert.shape[1] for record in records}) != 1:
+        return np.zeros((0, int(real.sum()), 0), np.int64)
     return np.stack([record.routing.expert[real].numpy() for record in records])
