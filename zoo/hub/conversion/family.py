@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from zoo.spec import Plain, SpecError
 
 SEPARATE, FUSED = "separate", "fused"  # experts one by one, or stacked in one tensor per layer
 IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.(masked_bias|attn\.bias)")  # buffers that old releases saved
+QUANTISED = "quantization_config"
 REMOTE = ("auto_map", "custom_pipelines")  # keys that name code to download and run
 
 
@@ -29,6 +31,7 @@ class Family:
     layouts       layouts the checkpoints come in, what export writes first
     harmless      fields without influence beyond those that are harmless everywhere
     ignored       patterns of surplus tensors that are left unread
+    unread        fields, language model -> further such patterns, where they depend on numbers
     """
 
     name: str
@@ -39,6 +42,7 @@ class Family:
     layouts: tuple[str, ...] = (SEPARATE,)
     harmless: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    unread: Callable[[Mapping[str, Any], Language], tuple[str, ...]] | None = None
 
     def read(self, content: Mapping[str, Any], where: str) -> tuple[Language, Plain]:
         """A config.json as a language model, and the harmless fields that were left out of it.
@@ -57,12 +61,28 @@ class Family:
         for name, allowed in OFF.items():
             fields.only(name, *allowed)
         language = self.spec(fields)
+        if fields.unread().get(QUANTISED):
+            raise fields.error(QUANTISED, _quantised(content[QUANTISED]))
         return language, fields.finish(HARMLESS | self.harmless)
+
+    def surplus(self, content: Mapping[str, Any], model: Language) -> re.Pattern[str]:
+        """Names of tensors that a checkpoint with these fields may have beyond the model, and that are left unread."""
+        more = () if self.unread is None else self.unread(content, model)
+        return re.compile("|".join(f"(?:{pattern})" for pattern in (*IGNORED, *self.ignored, *more)))
 
     def _check_architecture(self, fields: Fields) -> None:
         named = fields.get("architectures", list, [])
         if named and self.architecture not in named:
             raise fields.error("architectures", f"got {named}, supported is {self.architecture}")
+
+
+def _quantised(how: Any) -> str:
+    """Why weights that are stored with scales of their own are refused."""
+    method = how.get("quant_method") if isinstance(how, Mapping) else None
+    return (
+        f"weights are stored quantised ({method or how!r}), and only plain ones are read; convert the checkpoint to "
+        "bfloat16 with its publisher's script, or take a bfloat16 release, and remove the key"
+    )
 
 
 def supported(content: Mapping[str, Any], where: str) -> Family:
@@ -73,5 +93,7 @@ def supported(content: Mapping[str, Any], where: str) -> Family:
     name = content.get("model_type")
     if name not in NAMES:
         listed = ", ".join(sorted(NAMES))
-        raise SpecError(f"{where}: model_type: {name!r} is not supported{nearest(str(name), list(NAMES))}; is {listed}")
+        raise SpecError(
+            f"{where}: model_type: {name!r} is not supported{nearest(str(name), list(NAMES))}; supported are {listed}"
+        )
     return family(str(name))

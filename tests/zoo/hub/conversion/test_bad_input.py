@@ -74,7 +74,7 @@ def test_an_index_that_names_an_absent_shard_or_climbs_out(write: Any, file: str
 
 def test_an_unknown_family_names_the_nearest_and_all(write: Any) -> None:
     text = refused(write(), model_type="mixtrall")
-    assert "model_type: 'mixtrall' is not supported (did you mean 'mixtral'?); is " in text
+    assert "model_type: 'mixtrall' is not supported (did you mean 'mixtral'?); supported are " in text
     assert "olmoe" in text and "qwen3_moe" in text
 
 
