@@ -144,12 +144,13 @@ def merge(parts: Sequence[Layer]) -> Layer:
 
 def routed_counts(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
     """[L, T] routed experts that serve each of the chosen tokens."""
-    counts = [(record.routing.expert < record.stats.pool.routed).sum(1)[real].numpy() for record in records]
-    return np.stack(counts) if counts else np.zeros((0, int(real.sum())), np.int64)
+    served = [(r.routing.expert < r.stats.pool.routed).sum(1).view(r.copies, -1).sum(0) for r in records]
+    return np.stack([s[real].numpy() for s in served]) if served else np.zeros((0, int(real.sum())), np.int64)
 
 
 def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
-    """[L, T, K] experts of the chosen tokens; empty where the layers' numbers of slots differ, or there is no layer."""
-    if len({record.routing.expert.shape[1] for record in records}) != 1:
+    """[L, T, K] experts of the chosen tokens; empty where the layers' numbers of slots differ, tokens stand in a record several
+    times, or there is no layer."""
+    if len({record.routing.expert.shape[1] for record in records}) != 1 or any(r.copies > 1 for r in records):
         return np.zeros((0, int(real.sum()), 0), np.int64)
     return np.stack([record.routing.expert[real].numpy() for record in records])
