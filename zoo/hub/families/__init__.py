@@ -46,6 +46,7 @@ NAMES = (
     "granitemoeshared",
     "qwen2_moe",
     "qwen3_moe",
+    "gpt_oss",
 )
 
 
