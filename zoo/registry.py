@@ -127,6 +127,8 @@ TABLE: dict[str, dict[str, str]] = {
         "capacity_order": "training.claims.capacity:CapacityOrderSpec",
         "capacity_quality": "training.claims.capacity:CapacityQualitySpec",
         "capacity_speed": "training.claims.capacity:CapacitySpeedSpec",
+        "adapter_redundancy": "training.claims.adapting:AdapterRedundancySpec",
+        "adapter_better": "training.claims.adapting:AdapterBetterSpec",
         "specialisation": "training.claims.domains:SpecialisationSpec",
     },
     "data": {

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,8 +91,9 @@ def kept_run(plain: Plain, budget: Budget, *, seed: int = 0, progress: bool = Tr
     return _KEPT[key]
 
 
-def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None) -> Outcome:
-    """Trains a description on the budget's text and measures it. `tick` hears of every step."""
+def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None, start: Path | None = None) -> Outcome:
+    """Trains a description on the budget's text and measures it. `tick` hears of every step; `start` is the folder of a
+    saved model whose weights are taken first, as far as they fit."""
     from training.claims.watching import Watch
     from training.data import MixtureData
     from training.run import quiet
@@ -100,7 +102,7 @@ def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None
     name = text_name(spec)
     source = budget.source()
     with one_thread():
-        module = _module(plain, budget, seed)
+        module = _module(plain, budget, seed, start)
         data = MixtureData({name: source}, seed=seed)
         watch = Watch(max(budget.steps // budget.points, 1), tick)
         with quiet():
@@ -131,12 +133,12 @@ def reread(outcome: Outcome, plain: Plain, budget: Budget) -> Outcome:
     return replace(outcome, model=model, measured=measured, cost=spec.cost(0))
 
 
-def _module(plain: Plain, budget: Budget, seed: int) -> UnifiedModule:
+def _module(plain: Plain, budget: Budget, seed: int, start: Path | None) -> UnifiedModule:
     from training.module import UnifiedModule
 
     return UnifiedModule(
         plain, lr=budget.lr, schedule=budget.schedule, warmup=budget.warming, decay=budget.decay, floor=budget.floor,
-        seed=seed,
+        init_from=None if start is None else str(start), init_strict=False, seed=seed,
     )  # fmt: skip
 
 

@@ -149,8 +149,8 @@ def routed_counts(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndar
 
 
 def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
-    """[L, T, K] experts of the chosen tokens; empty where the layers' numbers of slots differ, tokens stand in a record several
-    times, or there is no layer."""
+    """[L, T, K] experts of the chosen tokens; empty where the layers' numbers of slots differ, where tokens stand in a
+    record several times, or where there is no layer."""
     if len({record.routing.expert.shape[1] for record in records}) != 1 or any(r.copies > 1 for r in records):
         return np.zeros((0, int(real.sum()), 0), np.int64)
     return np.stack([record.routing.expert[real].numpy() for record in records])
