@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training.claims.capacity import CapacityOrderSpec, CapacityQualitySpec, CapacitySpeedSpec, under
-from training.claims.domains import MIRROR, SpecialisationSpec, information
+from training.claims.domains import MIRROR, DomainsEvenSpec, SpecialisationSpec, information
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
 from zoo.moe.policies.capacity import CapacitySpec
@@ -68,7 +68,9 @@ def test_information_of_domains() -> None:
 
 
 def test_specialisation_beside_an_exchange(entry: Write, budget: dict[str, Any]) -> None:
-    keys = {"overrides": {"backbone.layers.0.block.ffn.router.k": 3}, "at_least": 0.0, "whole": 4.0}
-    found = checked(SpecialisationSpec, entry(), {**budget, "rows": 4, "held_out": 8}, **keys)
+    keys, budget = {"overrides": {"backbone.layers.0.block.ffn.router.k": 3}}, {**budget, "rows": 4, "held_out": 8}
+    found = checked(SpecialisationSpec, entry(), budget, **keys, at_least=0.0)
     assert found.holds and found.figure > 0 and "greatest over mean load" in found.note
-    assert not checked(SpecialisationSpec, entry(), {**budget, "held_out": 8}, **{**keys, "whole": 0.5}).holds
+    assert not checked(SpecialisationSpec, entry(), budget, **keys, at_least=1e9).holds
+    assert checked(DomainsEvenSpec, entry(), budget, at_most=4.0).holds
+    assert not checked(DomainsEvenSpec, entry(), budget, at_most=0.5).holds
