@@ -130,6 +130,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adapter_redundancy": "training.claims.adapting:AdapterRedundancySpec",
         "adapter_better": "training.claims.adapting:AdapterBetterSpec",
         "specialisation": "training.claims.domains:SpecialisationSpec",
+        "domains_even": "training.claims.domains:DomainsEvenSpec",
     },
     "data": {
         "tinyshakespeare": "modalities.text.data:TinyShakespeareSpec",
