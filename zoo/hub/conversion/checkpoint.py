@@ -73,8 +73,9 @@ def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
     stored = tensors.contents(folder)
     check_size(spec.cost().total, stored, folder)
     model = cast("Unified", skeleton.build(spec.build))
-    layout, pieces = stream.layout_of(family, full(spec), stored)
-    read = stream.match(family, pieces, stored, model.state_dict(), folder)
+    language = full(spec)
+    layout, pieces = stream.layout_of(family, language, stored)
+    read = stream.match(family, pieces, stored, model.state_dict(), family.surplus(content, language), folder)
     return Plan(family, spec, model, layout, pieces, read, tuple(sorted(stored.keys() - read.keys())))
 
 

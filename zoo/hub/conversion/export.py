@@ -20,6 +20,7 @@ from zoo.hub.conversion.family import FUSED, Family
 from zoo.hub.conversion.language import Language, MismatchError
 from zoo.hub.conversion.rotary import FORMS
 from zoo.hub.conversion.same import differences
+from zoo.hub.conversion.surplus import PREDICTORS
 from zoo.hub.folder import check_target, replacing
 from zoo.models.origin import Origin
 from zoo.spec import Plain, SpecError, dump
@@ -140,7 +141,7 @@ def _problems(fields: Plain, model: Language) -> list[str]:
 def _with_kept(fields: Plain, kept: Mapping[str, Any], model: Language) -> Plain:
     """The source's own fields with ours added (and positions in all forms), or the other way round, whichever still is
     this model; else ours."""
-    said = {name: value for name, value in kept.items() if value is not None and name not in FORMS}
+    said = {name: value for name, value in kept.items() if value is not None and name not in (*FORMS, PREDICTORS)}
     both = ({**kept, **fields, **said}, {**kept, **fields}) if kept else ()
     return next((merged for merged in both if not _problems(merged, model)), fields)
 

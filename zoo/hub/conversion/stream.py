@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modalities.precise import Precise
 from zoo.hub import tensors
-from zoo.hub.conversion.family import IGNORED, Family
+from zoo.hub.conversion.family import Family
 from zoo.hub.conversion.language import Language
 from zoo.hub.conversion.pieces import Piece, unproduced
 from zoo.hub.tensors import Stored, WeightsError
@@ -29,13 +29,14 @@ def layout_of(family: Family, model: Language, stored: Mapping[str, Stored]) -> 
 
 
 def match(
-    family: Family, pieces: Sequence[Piece], stored: Mapping[str, Stored], state: Mapping[str, Tensor], where: Path
-) -> dict[str, Stored]:
-    """The stored tensors that are to be read. Every one is consumed and every one of ours produced, or it is an error.
+    family: Family, pieces: Sequence[Piece], stored: Mapping[str, Stored], state: Mapping[str, Tensor],
+    ignored: re.Pattern[str], where: Path,
+) -> dict[str, Stored]:  # fmt: skip
+    """The stored tensors that are to be read. Every one is consumed, but for names that are ignored, and every one of
+    ours produced, or it is an error.
 
     Raises WeightsError that lists all missing, surplus and misshapen tensors.
     """
-    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (*IGNORED, *family.ignored)))
     left = {name: s for name, s in stored.items() if not ignored.fullmatch(name)}
     unknown = sorted({piece.ours for piece in pieces} - state.keys())
     if unknown:

@@ -79,10 +79,15 @@ def test_an_unknown_family_names_the_nearest_and_all(write: Any) -> None:
 
 
 def test_fields_that_nobody_reads_are_refused_by_name(write: Any) -> None:
-    text = refused(write(), attention_sink_size=4, num_local_expert=8, quantization_config={"bits": 4})
+    text = refused(write(), attention_sink_size=4, num_local_expert=8, sparse_plan={"bits": 4})
     assert "config.json: not honoured here, so refused rather than ignored" in text
-    assert "attention_sink_size = 4" in text and "quantization_config = {'bits': 4}" in text
+    assert "attention_sink_size = 4" in text and "sparse_plan = {'bits': 4}" in text
     assert "num_local_expert = 8 (did you mean 'num_local_experts'?)" in text
+
+
+def test_quantised_weights_are_refused_with_the_reason(write: Any) -> None:
+    text = refused(write(), quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    assert "quantization_config: weights are stored quantised (fp8)" in text and "bfloat16" in text
 
 
 def test_harmless_fields_and_nulls_are_not(write: Any) -> None:
