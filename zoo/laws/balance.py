@@ -138,9 +138,14 @@ def _after_step(rule: BalanceSpec, case: LayerCase, length: float) -> float:
     return _greatest(rule, layer, case)
 
 
+def _shape(case: LayerCase) -> tuple[int, int]:
+    """One sequence of 256 tokens, or 64 of them where a sequence chooses as one."""
+    return (64, 4) if case.properties.scope == "sequence" else (1, 256)
+
+
 def _skewed(layer: MoE, case: LayerCase) -> Routing:
     """Tokens with a common part, so that a random router prefers some experts."""
-    tokens = case.tokens(1, 256)
+    tokens = case.tokens(*_shape(case))
     common = torch.ones(tokens.embedding.shape[-1], dtype=torch.float64)
     tokens = tokens.replace(embedding=tokens.embedding + common, document=None)
     return layer.router(flat(tokens), context(tokens))
@@ -148,7 +153,7 @@ def _skewed(layer: MoE, case: LayerCase) -> Routing:
 
 def _loss(rule: BalanceSpec, layer: MoE, case: LayerCase) -> Tensor:
     routing = _skewed(layer, case)
-    value = rule.loss(routing, BalanceContext.of(routing, (1, 256), None, Counts.of(routing), layer.pool))
+    value = rule.loss(routing, BalanceContext.of(routing, _shape(case), None, Counts.of(routing), layer.pool))
     assert value is not None
     return value
 
