@@ -140,7 +140,7 @@ def _after_step(rule: BalanceSpec, case: LayerCase, length: float) -> float:
 
 def _shape(case: LayerCase) -> tuple[int, int]:
     """One sequence of 256 tokens, or 64 of them where a sequence chooses as one."""
-    return (64, 4) if case.properties.scope == "sequence" else (1, 256)
+    return (64, 4) if case.spec.router.properties(case.spec.pool).scope == "sequence" else (1, 256)
 
 
 def _skewed(layer: MoE, case: LayerCase) -> Routing:
