@@ -80,7 +80,7 @@ def _quantised(how: Any) -> str:
     """Why weights that are stored with scales of their own are refused."""
     method = how.get("quant_method") if isinstance(how, Mapping) else None
     return (
-        f"weights are stored quantised ({method or how!r}), and only plain ones are read; convert the checkpoint to "
+        f"weights are stored quantised ({method or how}), and only plain ones are read; convert the checkpoint to "
         "bfloat16 with its publisher's script, or take a bfloat16 release, and remove the key"
     )
 

@@ -47,6 +47,8 @@ NAMES = (
     "qwen2_moe",
     "qwen3_moe",
     "gpt_oss",
+    "ernie4_5_moe",
+    "deepseek_v3",
 )
 
 
