@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from zoo.backbone.inner import InnerMoE, inside, run
 from zoo.backbone.mask import visibility
 from zoo.backbone.norm import NormKind, build_norm, norm_cost
 from zoo.backbone.rope import RopeSpec, rotation
+from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
 from zoo.moe.routing import RoutingContext
@@ -79,6 +81,11 @@ class BackboneSpec:
                 layers.block.check(self.dim, self.cond)
             except ValueError as error:
                 raise ValueError(f"layers[{i}].block.{error}") from error
+            for name, ffn in _feed_forwards(layers.block):
+                try:
+                    ffn.check(self.dim)
+                except ValueError as error:
+                    raise ValueError(f"layers[{i}].block.{name}.{error}") from error
             self._check_rope(layers.block)
         self._check_cond()
         if self.adapter is not None:
@@ -131,6 +138,16 @@ class BackboneSpec:
     def build(self) -> Backbone:
         """The module."""
         return Backbone(self)
+
+
+def _feed_forwards(block: BlockSpec) -> Iterator[tuple[str, FeedForwardSpec]]:
+    """The feed-forward layers that a block's description names, with their keys."""
+    for field in dataclasses.fields(block):
+        value = getattr(block, field.name)
+        if isinstance(value, FeedForwardSpec):
+            yield field.name, value
+        elif isinstance(value, tuple):
+            yield from ((f"{field.name}[{i}]", v) for i, v in enumerate(value) if isinstance(v, FeedForwardSpec))
 
 
 @dataclass(frozen=True)

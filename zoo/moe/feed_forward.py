@@ -20,6 +20,9 @@ class FeedForwardSpec:
 
     kind: ClassVar[str] = "ffn"
 
+    def check(self, dim: int) -> None:
+        """Raises ValueError("key: ...") where it does not fit a trunk of width `dim`."""
+
     def cost(self, dim: int) -> Cost:
         """Parameters and operations for one token."""
         raise NotImplementedError

@@ -71,6 +71,12 @@ class MoESpec(FeedForwardSpec):
             if not part.properties(self.pool).causal and not self.allow_future:
                 raise ValueError(f"{path}: lets later tokens matter; set allow_future: true, or choose a causal part")
 
+    def check(self, dim: int) -> None:
+        try:
+            self.experts.check_width(dim, self.routed)
+        except ValueError as error:
+            raise ValueError(f"experts.{error}") from error
+
     @property
     def pool(self) -> Pool:
         """The experts the router chooses from."""

@@ -33,6 +33,9 @@ class ExpertSpec:
     def check(self, count: int) -> None:
         """Raises ValueError("key: ...") where there cannot be `count` such experts in a layer."""
 
+    def check_width(self, dim: int, count: int) -> None:
+        """Raises ValueError("key: ...") where they do not fit a layer of width `dim`."""
+
     def cost(self, dim: int) -> Cost:
         """Parameters and operations of one expert."""
         raise NotImplementedError

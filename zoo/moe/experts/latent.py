@@ -77,8 +77,8 @@ class LatentSpec(ExpertSpec):
             core.flops * used + common.flops * touched,
         )
 
-    def build(self, dim: int, count: int, backend: Backend) -> LatentExperts:
-        """Raises ValueError where plain experts of this width would be no larger."""
+    def check_width(self, dim: int, count: int) -> None:
+        """Plain experts of this width must be larger, or sharing gains nothing."""
         plain = (linear_cost(dim, 2 * self.hidden) + linear_cost(self.hidden, dim)).total * count
         total = self.layer_cost(dim, count, count).total
         if total >= plain and not self.larger:
@@ -86,6 +86,8 @@ class LatentSpec(ExpertSpec):
                 f"latent: {count} experts of latent size {self.latent} hold {total} parameters, plain ones {plain}; "
                 "expected a smaller latent or larger groups, or larger: true"
             )
+
+    def build(self, dim: int, count: int, backend: Backend) -> LatentExperts:
         return LatentExperts(self, dim, count, backend)
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.backbone.trunk import BackboneSpec
 from zoo.moe.experts.ffn import SwiGLUExperts, SwiGLUSpec
 from zoo.moe.experts.latent import LatentExperts, LatentSpec
 from zoo.moe.layer import MoE
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
-from zoo.spec import SpecError, parse
+from zoo.spec import SpecError, dump, parse
 
 DIM = 16
 FORMS = list(product([1, 2, 4], ["separate", "joint"], ["kept", "factored"]))
@@ -165,6 +166,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(SpecError, match=r"experts\.group: 4 experts do not divide into groups of 3"):
         spec(group=3)
     with pytest.raises(ValueError, match=r"latent: .* plain ones .* larger: true"):
-        build(spec(group=1, latent=6, larger=False))
+        spec(group=1, latent=6, larger=False).check(DIM)
+    block = {"type": "sequential", "attention": {"heads": 2}, "ffn": {"type": "moe", **dump(spec(larger=False))}}
+    with pytest.raises(SpecError, match=r"layers\[0\]\.block\.ffn\.experts\.latent: "):
+        parse(BackboneSpec, {"dim": 4, "layers": [{"block": block}]})
     with pytest.raises(SpecError, match=r"experts\.latent: got 0"):
         spec(latent=0)
