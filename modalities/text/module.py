@@ -14,6 +14,7 @@ from modalities.text import generation_config
 from modalities.text.continuing import Continuing
 from modalities.text.cross_entropy import IGNORE, linear_cross_entropy
 from modalities.text.files_tokenizer import FilesTokenizer
+from modalities.text.norm_head import normalised
 from modalities.text.sampling import Sampling
 from modalities.text.spec import TextSpec
 from modalities.text.tokenizer_files import copy_text_files
@@ -81,7 +82,8 @@ class Text(Continuing):
     @property
     def head_weight(self) -> Tensor:
         """[V, D] of the map to logits."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return weight if self.spec.head_norm == "none" else normalised(weight, self.spec.head_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to logits [..., V]."""

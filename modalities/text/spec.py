@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from modalities.base import Modality, ModalitySpec
 from modalities.text.tokenizer import BytesSpec, TokenizerSpec
@@ -24,6 +24,8 @@ class TextSpec(ModalitySpec):
     scale        factor on embeddings
     logit_scale  factor on logits
     head_bias    whether logits have a bias
+    head_norm    none; columns (each of the D columns of the map to logits has length 1 over the vocabulary, Ling's
+                 NormHead) or rows (each id's row has length 1, Baichuan 2's)
     """
 
     tokenizer: TokenizerSpec = field(default_factory=BytesSpec)
@@ -33,6 +35,7 @@ class TextSpec(ModalitySpec):
     scale: float = 1.0
     logit_scale: float = 1.0
     head_bias: bool = False
+    head_norm: Literal["none", "columns", "rows"] = "none"
 
     def __post_init__(self) -> None:
         if self.length < 2:
