@@ -49,6 +49,7 @@ NAMES = (
     "gpt_oss",
     "ernie4_5_moe",
     "deepseek_v3",
+    "deepseek_v2",
 )
 
 
