@@ -127,3 +127,15 @@ def test_jitter_moves_the_choice_and_never_the_logits(route: Any) -> None:
     assert 0 < int((noisy.expert != calm.expert).sum()) < 100
     evaluated = route(spec, pool, logits, training=False, generator=torch.Generator().manual_seed(0))
     assert torch.equal(evaluated.expert, calm.expert)
+
+
+def test_a_constant_weight_has_to_be_asked_for(route: Any) -> None:
+    pool = Pool(routed=3)
+    with pytest.raises(ValueError, match=r"^normalize: with k = 1 .*allow_constant: true"):
+        TopKSpec(k=1).check(pool)
+    spec = TopKSpec(k=1, allow_constant=True)
+    spec.check(pool)
+    assert spec.properties(pool).task_gradient == "none"
+    assert TopKSpec(k=2, allow_constant=True).properties(pool).task_gradient == "exact"
+    routing = route(spec, pool, torch.tensor([[0.0, 2.0, 1.0]]))
+    assert routing.expert.tolist() == [[1]] and routing.gate.tolist() == [[1.0]]

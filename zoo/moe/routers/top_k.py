@@ -17,14 +17,16 @@ from zoo.moe.routing import Routing, RoutingContext
 class TopKSpec(LinearGateSpec):
     """Every token goes to its k best experts.
 
-    k            experts per token
-    score        softmax | sigmoid: the positive score s_i of a logit (exp(l_i) or 1 / (1 + exp(-l_i)))
-    normalize    what weights are divided by: all (sum of s over all columns; the plain softmax), selected (sum over the
-                 chosen experts and the shared ones the router weighs), none (s itself; sigmoid only)
-    scale        factor on the weights of routed and null experts
-    groups       number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
-    top_groups   groups a token may choose from
-    group_score  a group ranks by its best expert (max) or by the sum of its two best (top2)
+    k               experts per token
+    score           softmax | sigmoid: the positive score s_i of a logit (exp(l_i) or 1 / (1 + exp(-l_i)))
+    normalize       what weights are divided by: all (sum of s over all columns; the plain softmax), selected (sum over
+                    the chosen experts and the shared ones the router weighs), none (s itself; sigmoid only)
+    scale           factor on the weights of routed and null experts
+    groups          number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
+    top_groups      groups a token may choose from
+    group_score     a group ranks by its best expert (max) or by the sum of its two best (top2)
+    allow_constant  permits k = 1 with weights divided by their sum, so 1 whatever the router says: the task loss never
+                    reaches it (public checkpoints have such routers)
     """
 
     k: int = 2
@@ -34,6 +36,7 @@ class TopKSpec(LinearGateSpec):
     groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
+    allow_constant: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +49,13 @@ class TopKSpec(LinearGateSpec):
         if not 1 <= self.top_groups <= self.groups:
             raise ValueError(f"top_groups: got {self.top_groups}, expected 1..{self.groups} (groups)")
 
+    def constant(self, pool: Pool) -> bool:
+        """Whether all weights are 1, so that the task loss never reaches the router."""
+        return self.k == 1 and pool.experts > 1 and self.normalize == "selected" and not pool.shared
+
     def properties(self, pool: Pool) -> Properties:
+        if self.constant(pool):
+            return Properties(noise=self.jitter > 0, task_gradient="none")
         # zero experts alone answer 0 whatever they weigh, copies of normalised weight answer x
         silent = pool.null.zero >= self.k or (self.normalize == "selected" and pool.null.copy >= self.k)
         return Properties(noise=self.jitter > 0, task_gradient="partial" if silent and not pool.shared else "exact")
@@ -63,10 +72,11 @@ class TopKSpec(LinearGateSpec):
             )
         if self.group_score == "top2" and self.groups > 1 and per_group < 2:
             raise ValueError(f"group_score: top2 needs two experts in a group, there are {per_group}")
-        if self.k == 1 and pool.experts > 1 and self.normalize == "selected" and not pool.shared:
+        if self.constant(pool) and not self.allow_constant:
             raise ValueError(
                 "normalize: with k = 1 the normalised weight is the constant 1 and the task loss never reaches the "
-                "router; expected normalize: all (or none with sigmoid scores), or k of 2 and more"
+                "router; expected normalize: all (or none with sigmoid scores), k of 2 and more, or "
+                "allow_constant: true"
             )
 
     def mean_k(self, pool: Pool) -> float:
