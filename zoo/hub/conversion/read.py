@@ -80,6 +80,11 @@ def moe(experts: Plain, routed: int, router: Plain, shared: Plain | None = None)
     return plain if shared is None else {**plain, "shared": shared}
 
 
+def chosen(k: int, **more: Any) -> Plain:
+    """Softmax over the k chosen experts. With one the weight is the constant 1, which has to be asked for."""
+    return {"type": "top_k", "k": k, **({"allow_constant": True} if k == 1 else {}), **more}
+
+
 def swiglu(fields: Fields, name: str = "intermediate_size") -> Plain:
     """SwiGLU experts."""
     fields.only("hidden_act", "silu", "swish")

@@ -14,10 +14,12 @@ GLU = ("gate_proj", "up_proj", "down_proj")
 
 
 def frame(model: Language, *, embedding: str = "model.embed_tokens", head: str = "lm_head") -> Iterator[Piece]:
-    """Embedding, final norm and head; the head of a tied model repeats the embedding."""
+    """Embedding, final norm and head with its bias; the head of a tied model repeats the embedding."""
     text = f"modalities.{model.name}"
     yield Piece(f"{embedding}.weight", f"{text}.embedding.weight")
     yield from norm("model.norm", "backbone.norm", model)
+    if model.text["head_bias"]:
+        yield Piece(f"{head}.bias", f"{text}.head_bias")
     if model.text["tie"]:
         yield Piece(f"{head}.weight", f"{text}.embedding.weight", again=True)
     else:
