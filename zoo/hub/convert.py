@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from zoo.hub.card import CardFields
 from zoo.hub.folder import check_target
 from zoo.hub.weights import save
 from zoo.spec import SpecError, parse
+
+if TYPE_CHECKING:
+    from zoo.models.unified import Unified
 
 ZIP = b"PK\x03\x04"
 PREFIX = "model."  # where the LightningModule holds its model
@@ -28,14 +31,19 @@ def convert(
     overwrite: bool = False,
     card: CardFields | None = None,
 ) -> Path:
-    """A checkpoint of our training to a saved model in `folder`; every tensor of the model must be there and no other.
+    """A checkpoint of our training to a saved model in `folder`. Raises as `read_checkpoint` does, and
+    FileExistsError."""
+    check_target(Path(folder).expanduser(), overwrite)
+    return save(read_checkpoint(checkpoint), folder, overwrite=overwrite, card=card)
+
+
+def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Unified:
+    """The model of a checkpoint of our training; every tensor of the model must be there and no other.
 
     Where weights were averaged in training, the checkpoint holds the average. It is opened as tensors and plain types
-    only, so nothing in it can run.
-    Raises FileNotFoundError, FileExistsError, SpecError, or WeightsError saying what was found.
+    only, so nothing in it can run. Raises FileNotFoundError, SpecError, or WeightsError saying what was found.
     """
     path = Path(checkpoint).expanduser()
-    check_target(Path(folder).expanduser(), overwrite)
     content = _open(path)
     spec = _spec(path, content)
     state = {name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()}
@@ -43,7 +51,7 @@ def convert(
     stored = {name: tensors.Stored(path, tuple(value.shape), value.dtype) for name, value in state.items()}
     tensors.check(stored, model.state_dict(), path)
     model.load_state_dict(state, assign=True)
-    return save(model, folder, overwrite=overwrite, card=card)
+    return cast("Unified", model)
 
 
 def _open(path: Path) -> dict[str, Any]:

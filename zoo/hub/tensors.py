@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+PART = 1 << 24  # numbers that are looked at together
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes; it may hold pickled code and is never opened here. "
@@ -171,12 +172,23 @@ def each(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
             raise WeightsError(f"{file}: cannot be read: {error}") from error
 
 
-def nonfinite(stored: Mapping[str, Stored]) -> dict[str, int]:
-    """Names of the tensors that hold NaN or infinity, with how many such numbers each; read one after the other."""
+def nonfinite(stored: Mapping[str, Stored], seen: Callable[[int], object] | None = None) -> dict[str, int]:
+    """Names of the tensors that hold NaN or infinity, with how many such numbers each; read one after the other.
+
+    `seen` is told the bytes of every tensor once it is read.
+    """
     found = {}
     for name, value in each(stored):
         if value.is_floating_point():
-            count = value.numel() - int(torch.isfinite(value).sum())
+            count = sum(_not_finite(part) for part in value.view(-1).split(PART))
             if count:
                 found[name] = count
+        if seen is not None:
+            seen(value.nbytes)
     return found
+
+
+def _not_finite(part: Tensor) -> int:
+    """How many numbers are NaN or infinite; where there are none, nothing is allocated."""
+    low, high = torch.aminmax(part)  # NaN spreads
+    return 0 if bool(low.isfinite() & high.isfinite()) else part.numel() - int(part.isfinite().sum())

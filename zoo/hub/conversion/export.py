@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,11 +18,13 @@ from zoo.hub.card import CardFields
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED, Family
 from zoo.hub.conversion.language import Language, MismatchError
+from zoo.hub.conversion.pieces import Piece
 from zoo.hub.conversion.rotary import FORMS
 from zoo.hub.conversion.same import differences
 from zoo.hub.conversion.surplus import PREDICTORS
 from zoo.hub.folder import check_target, replacing
 from zoo.models.origin import Origin
+from zoo.registry import nearest
 from zoo.spec import Plain, SpecError, dump
 
 if TYPE_CHECKING:
@@ -43,64 +45,94 @@ def export(
     format: Literal["hf", "hf-stacked"] = "hf",
     dtype: torch.dtype | None = None,
     max_shard_size: int | None = None,
+    family: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a language model as the public family it is: config.json, safetensors, tokenizer files, a README card.
 
-    The family it was loaded from comes first, then any whose fields read back to the same model. `hf` writes the names
-    that are on the hub; `hf-stacked` those that transformers 5 gives stacked experts. dtype is that of the weights
-    where None; routers are never narrowed. Files hold max_shard_size bytes at most (5e9). Written beside and renamed.
-    Raises ExportError saying why no family fits, and FileExistsError as zoo.save does.
+    The family it was loaded from comes first, then any whose fields read back to the same model; `family` asks for one.
+    `hf` writes the names that are on the hub; `hf-stacked` those that transformers 5 gives stacked experts. dtype is
+    that of the weights where None; routers are never narrowed. Files hold max_shard_size bytes at most (5e9). Written
+    beside and renamed. Raises ExportError saying why no family fits, and FileExistsError as zoo.save does.
     """
     folder = Path(folder).expanduser()
-    if format not in FORMATS:
-        raise ValueError(f"format: got {format!r}, expected one of {', '.join(FORMATS)}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
     check_target(folder, overwrite)
-    unified = cast("Unified", model)
-    family, fields = choose(unified.spec, unified.origin)
-    layout = family.layouts[0] if format == "hf" else _stacked(family)
-    pieces = {piece.theirs: piece for piece in family.rules(full(unified.spec), layout) if not piece.again}
+    ready = prepare(model, format=format, dtype=dtype, family=family)
     state = files.state_of(model)
-    final = _final(model, dtype, state)
-    precision = str(final[next(iter(pieces.values())).ours]).removeprefix("torch.")
-    forms = {n: torch.empty(p.form(state), dtype=final[p.ours], device="meta") for n, p in pieces.items()}
 
     def value(name: str) -> Tensor:
-        piece = pieces[name]
-        return piece.view(state).reshape(piece.form(state)).to("cpu", final[piece.ours]).contiguous()
+        piece = ready.pieces[name]
+        return piece.view(state).reshape(piece.form(state)).to("cpu", ready.forms[name].dtype).contiguous()
 
     with replacing(folder) as beside:
-        fields |= {"dtype": precision, "torch_dtype": precision}
-        (beside / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        files.write_tensors(beside, forms, value, SHARD if max_shard_size is None else max_shard_size)
+        (beside / "config.json").write_text(json.dumps(ready.fields, indent=2) + "\n", encoding="utf-8")
+        files.write_tensors(beside, ready.forms, value, SHARD if max_shard_size is None else max_shard_size)
         files.write_beside(beside, folder.absolute().name, model, CardFields())
     return folder
 
 
-def choose(spec: UnifiedSpec, origin: Origin | None) -> tuple[Family, Plain]:
-    """The family that a model is exported as, and its fields in config.json.
+@dataclass(frozen=True)
+class Ready:
+    """What an export will write.
+
+    family  as which family
+    layout  in which of its layouts
+    fields  config.json
+    pieces  their names, and which part of ours each is
+    forms   their names with shape and dtype, no memory
+    """
+
+    family: Family
+    layout: str
+    fields: Plain
+    pieces: Mapping[str, Piece]
+    forms: Mapping[str, Tensor]
+
+
+def prepare(
+    model: nn.Module, *, format: str = "hf", dtype: torch.dtype | None = None, family: str | None = None
+) -> Ready:
+    """What `export` would write. No weight is read: the model may be without memory. Raises as `export` does."""
+    if format not in FORMATS:
+        raise ValueError(f"format: got {format!r}, expected one of {', '.join(FORMATS)}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
+    unified = cast("Unified", model)
+    found, fields = choose(unified.spec, unified.origin, family)
+    layout = found.layouts[0] if format == "hf" else _stacked(found)
+    pieces = {piece.theirs: piece for piece in found.rules(full(unified.spec), layout) if not piece.again}
+    state = model.state_dict()
+    final = _final(model, dtype, state)
+    precision = str(final[next(iter(pieces.values())).ours]).removeprefix("torch.")
+    forms = {n: torch.empty(p.form(state), dtype=final[p.ours], device="meta") for n, p in pieces.items()}
+    return Ready(found, layout, {**fields, "dtype": precision, "torch_dtype": precision}, pieces, forms)
+
+
+def choose(spec: UnifiedSpec, origin: Origin | None, only: str | None = None) -> tuple[Family, Plain]:
+    """The family that a model is exported as, or `only` that one, and its fields in config.json.
 
     Fields of the checkpoint that it was loaded from are kept where the model is still the same with them.
-    Raises ExportError.
+    Raises ExportError, ValueError where there is no such family.
     """
     from zoo.hub.families import NAMES, family
 
+    if only is not None and only not in NAMES:
+        raise ValueError(f"family: no {only!r}{nearest(only, list(NAMES))}; there are {', '.join(sorted(NAMES))}")
     model = _readable(spec)
     first = None if origin is None else origin.family
     problems: dict[str, list[str]] = {}
     unlike: dict[str, tuple[bool, bool, int]] = {}  # of another kind sorts behind other numbers
-    for name in sorted(NAMES, key=lambda name: name != first):
+    for name in sorted(NAMES, key=lambda name: name != first) if only is None else (only,):
         found = family(name)
         fields, problems[name] = _fields(found, model)
         unlike[name] = (name != first, not fields, len(problems[name]))
         if not problems[name]:
             kept = origin.fields if origin is not None and first == name else {}
             return found, _with_kept(fields, kept, model)
-    nearest = min(unlike, key=lambda name: unlike[name])
-    listed = "\n  ".join(problems[nearest][:8])
-    raise ExportError(f"no public family describes this model; as {nearest} it would differ in\n  {listed}")
+    closest = min(unlike, key=lambda name: unlike[name])
+    listed = "\n  ".join(problems[closest][:8])
+    subject = "no public family describes this model; " if only is None else "this model is of another family; "
+    raise ExportError(f"{subject}as {closest} it would differ in\n  {listed}")
 
 
 def _readable(spec: UnifiedSpec) -> Language:
