@@ -196,7 +196,7 @@ def _of_map(ctx: RoutingContext, number: int) -> RoutingContext:
     """The context with noise of the map's own."""
     if ctx.generator is None:
         return ctx
-    return ctx.replace(generator=torch.Generator().manual_seed(ctx.generator.initial_seed() * 31 + number))
+    return ctx.replace(generator=torch.Generator().manual_seed((ctx.generator.initial_seed() * 31 + number) % 2**63))
 
 
 @torch.no_grad()
