@@ -99,19 +99,22 @@ def settle(system: SystemSpec, plain: Plain, spec: CompareSpec, target: float) -
 
 def lines(plan: Plan, cells: Sequence[Cell], progress: bool = True) -> list[str]:
     """The plan as text, with the time those of `cells` that are not finished will take; systems that have not been
-    measured are timed over a few steps."""
+    measured are timed over a few steps, and one that fails there is said to."""
     wide = max(len(system.name) for system in plan.systems)
     out = [f"{'system':{wide}}  {'MFLOPs':>8} {'off':>6} {'total':>8}  {'done':>5} {'min/cell':>8}  solved"]
     todo = [cell for cell in cells if not cell.path(plan.folder).exists()]
     left = 0.0
     for system in plan.systems:
         found, own = plan.found(system), [cell for cell in todo if cell.system == system.name]
-        minutes = seconds(plan, system, found, progress) / 60 if found or own else 0.0
+        try:
+            minutes, failure = seconds(plan, system, found, progress) / 60 if found or own else 0.0, ""
+        except Exception as error:  # whatever a system makes of its first steps
+            minutes, failure = 0.0, f"; FAILS: {type(error).__name__}: {error}"
         left += minutes * len(own)
         off = system.solved.flops / plan.target - 1
         out.append(
             f"{system.name:{wide}}  {system.solved.flops / 1e6:8.3f} {off:+6.1%} {count(system.spec.cost().total):>8}  "
-            f"{len(found):>2}/{len(system.cells):<2} {minutes:8.1f}  {system.solved.said()}"
+            f"{len(found):>2}/{len(system.cells):<2} {minutes:8.1f}  {system.solved.said()}{failure}"
         )
     workers = min(plan.spec.workers, max(len(todo), 1))
     out.append(f"{len(cells)} cells, {len(cells) - len(todo)} finished; {plan.spec.train}")

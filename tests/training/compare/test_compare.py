@@ -81,6 +81,17 @@ def test_a_comparison_from_plan_to_plots(config: Callable[..., Path], tmp_path: 
     assert {row["system"] for row in json.loads((out / "table.json").read_text())["rows"]} == set(rows)
 
 
+def test_a_system_that_fails_is_said_before_anything_runs(
+    config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(plain: object, train: object, tick: object) -> None:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(plan, "run", fail)
+    assert command.main(["--config", str(config()), "--dry_run", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("; FAILS: RuntimeError: it broke") == 3
+
+
 def test_a_finished_cell_is_never_run_again(
     config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
