@@ -14,8 +14,7 @@ from zoo.hub.conversion.latent import latent
 from zoo.hub.conversion.pieces import Piece
 from zoo.spec import Plain
 
-# How a cluster was split while training, and sizes that are computed from others whatever is written there.
-HARMLESS = frozenset({"ep_size", "head_dim"})
+SPLIT = frozenset({"ep_size"})  # how a cluster was split while training
 
 
 @dataclass(frozen=True, kw_only=True)

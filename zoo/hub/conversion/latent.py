@@ -12,6 +12,8 @@ from zoo.hub.conversion.pieces import Piece
 from zoo.hub.conversion.rotary import Rotary, rotary
 from zoo.spec import Plain
 
+UNUSED = frozenset({"head_dim"})  # computed from other sizes, whatever is written there
+
 
 def read_latent(fields: Fields) -> Plain:
     """Latent attention. Every head expands keys of its own, so there are no groups of heads."""

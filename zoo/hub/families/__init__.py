@@ -50,6 +50,8 @@ NAMES = (
     "ernie4_5_moe",
     "deepseek_v3",
     "deepseek_v2",
+    "dots1",
+    "glm4_moe",
 )
 
 

@@ -1,4 +1,4 @@
-"""DeepSeek-V2: the first with latent attention, and groups of experts of which a token reads a few (arXiv 2405.04434)."""
+"""DeepSeek-V2: latent attention, and groups of experts of which a token may choose from a few (arXiv 2405.04434)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from zoo.hub.conversion import fine, read, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
 from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.language import Language, MismatchError, of_type
-from zoo.hub.conversion.latent import read_latent, read_positions, write_latent
+from zoo.hub.conversion.latent import UNUSED, read_latent, read_positions, write_latent
 from zoo.spec import Plain
 
 DEFAULT = fine.Defaults(routed=64, shared=2, width=1407, dense=11008)
@@ -57,5 +57,5 @@ FAMILY = Family(
     config=config,
     rules=fine.pieces,
     layouts=(SEPARATE, FUSED),
-    harmless=fine.HARMLESS,
+    harmless=fine.SPLIT | UNUSED,
 )

@@ -6,7 +6,7 @@ from zoo.hub.conversion import fine, read, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
 from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.language import Language
-from zoo.hub.conversion.latent import read_latent, read_positions, write_latent
+from zoo.hub.conversion.latent import UNUSED, read_latent, read_positions, write_latent
 from zoo.hub.conversion.surplus import PREDICTORS, predictors, read_predictors
 from zoo.spec import Plain
 
@@ -44,6 +44,6 @@ FAMILY = Family(
     config=config,
     rules=fine.pieces,
     layouts=(SEPARATE, FUSED),
-    harmless=fine.HARMLESS,
+    harmless=fine.SPLIT | UNUSED,
     unread=predictors,
 )
