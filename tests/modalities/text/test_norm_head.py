@@ -73,7 +73,7 @@ def test_logits_cannot_drift_at_a_high_learning_rate() -> None:
     sizes = {}
     for norm in ("none", "columns"):
         torch.manual_seed(0)
-        text = TextSpec(length=8, tie=False, head_norm=norm).build(16)  # type: ignore[arg-type]
+        text = TextSpec(length=8, tie=False, head_norm=norm).build(16)
         optimizer = torch.optim.AdamW(text.parameters(), lr=3e-2, weight_decay=0.0)
         hidden, target = torch.randn(64, 16), torch.full((64,), 7)
         for _ in range(200):
