@@ -58,7 +58,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"offers": 3, "select": "threshold", "score": "sigmoid"},
         {"jitter": 0.3},
     ],
-    ("router", "sequence_choice"): [{"k": 3, "score": "sigmoid", "normalize": "none"}],
+    ("router", "sequence_choice"): [{"k": 1, "score": "sigmoid", "normalize": "none"}],
     ("adapter", "lora_experts"): [
         {
             "counts": [1, 3, 0, 2],

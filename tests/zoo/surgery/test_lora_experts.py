@@ -237,6 +237,7 @@ def test_dropout_follows_the_seed() -> None:
         return adapted.backbone(tokens, seed=seed).tokens.embedding
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    assert run(2**43).isfinite().all()  # as large as seeds get in training
     assert torch.equal(run(None), adapted.eval().backbone(tokens).tokens.embedding)
 
 

@@ -71,7 +71,7 @@ class LoraExperts(Experts):
         if not (self.dropout and ctx.training and ctx.generator is not None):
             return x
         # from the seed alone, so that computing a second time draws the same
-        generator = torch.Generator().manual_seed(ctx.generator.initial_seed() + 1)
+        generator = torch.Generator().manual_seed((ctx.generator.initial_seed() + 1) % 2**63)
         keep = torch.rand(x.shape, generator=generator).to(x.device) >= self.dropout
         return x * keep / (1 - self.dropout)
 
