@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from zoo.moe.kernels.activations import Activation
-from zoo.moe.kernels.plan import Chunk, Plan
+from zoo.moe.kernels.plan import Plan
+from zoo.moe.kernels.products import back, linear, outer
 
 
 def mixture(
@@ -99,9 +100,9 @@ def _forward(
     for chunk in plan.chunks:
         n = len(chunk.token)
         torch.index_select(x, 0, chunk.token, out=rows[:n])
-        one = _products(rows[:n], up.mT, chunk, x.new_empty(n, up.shape[1]) if keep else inner[:n], up_bias)
+        one = linear(rows[:n], up, chunk, x.new_empty(n, up.shape[1]) if keep else inner[:n], up_bias)
         activation.forward(one, a[:n]).mul_(weight.index_select(0, chunk.order))
-        _products(a[:n], down.mT, chunk, out[:n])
+        linear(a[:n], down, chunk, out[:n])
         y.index_add_(0, chunk.token, out[:n])
         if keep:
             kept.append(one)
@@ -131,22 +132,6 @@ class _Mixture(torch.autograd.Function):
         return *_gradients(ctx, grads[0].contiguous(), *ctx.saved_tensors), None, None, None
 
 
-def _products(rows: Tensor, weight: Tensor, chunk: Chunk, out: Tensor, bias: Tensor | None = None) -> Tensor:
-    """out [n, O] = rows [n, I] times weight [R, I, O] of each row's expert, and its bias [R, O]."""
-    for e, left, right in zip(chunk.expert, rows.split(chunk.count), out.split(chunk.count), strict=True):
-        if bias is None:
-            torch.mm(left, weight[e], out=right)
-        else:
-            torch.addmm(bias[e], left, weight[e], out=right)
-    return out
-
-
-def _outer(left: Tensor, right: Tensor, chunk: Chunk, out: Tensor) -> None:
-    """out[e] [A, B] = the sum over expert e's rows of left [n, A] outer right [n, B]."""
-    for e, a, b in zip(chunk.expert, left.split(chunk.count), right.split(chunk.count), strict=True):
-        torch.mm(a.t(), b, out=out[e])
-
-
 def _gradients(
     ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, up_bias: Tensor | None
 ) -> Sequence[Tensor | None]:
@@ -158,30 +143,30 @@ def _gradients(
     grad_bias = None if up_bias is None else _unwritten(up_bias, plan, want_bias)
     weight = gate.flatten()
     grad_gate = torch.zeros_like(weight) if want_gate else None
-    widths = (x.shape[1], grad.shape[1], up.shape[1], down.shape[2])
+    widths = (x.shape[1], grad.shape[1], up.shape[1], down.shape[2], down.shape[2])
     buffers = [x.new_empty(plan.widest, width) for width in widths]
     again = x.new_empty(plan.widest if ctx.kept is None else 0, up.shape[1])  # inner activations computed anew
     for i, chunk in enumerate(plan.chunks):
         n = len(chunk.token)
-        rows, out, grad_inner, a = (buffer[:n] for buffer in buffers)
+        rows, out, grad_inner, ungated, a = (buffer[:n] for buffer in buffers)
         torch.index_select(x, 0, chunk.token, out=rows)
         torch.index_select(grad, 0, chunk.token, out=out)
-        inner = _products(rows, up.mT, chunk, again[:n], up_bias) if ctx.kept is None else ctx.kept[i]
+        inner = linear(rows, up, chunk, again[:n], up_bias) if ctx.kept is None else ctx.kept[i]
         share = weight.index_select(0, chunk.order)
-        _products(out, down, chunk, a)  # the gradient of the activation before its gate, then the activation itself
-        unweighed = a.clone() if grad_gate is not None else a
-        ctx.activation.backward(inner, a.mul_(share[:, None]), grad_inner)
+        back(out, down, chunk, ungated)
+        torch.mul(ungated, share[:, None], out=a)  # the gradient of the activation, which then takes its place
+        ctx.activation.backward(inner, a, grad_inner)
         if grad_gate is not None:
-            grad_gate.index_copy_(0, chunk.order, torch.linalg.vecdot(unweighed, a))
+            grad_gate.index_copy_(0, chunk.order, torch.linalg.vecdot(ungated, a))
         if grad_down is not None:
-            _outer(out, a.mul_(share[:, None]), chunk, grad_down)
+            outer(out, a.mul_(share[:, None]), chunk, grad_down)
         if grad_up is not None:
-            _outer(grad_inner, rows, chunk, grad_up)
+            outer(grad_inner, rows, chunk, grad_up)
         if grad_bias is not None:
             for e, part in zip(chunk.expert, grad_inner.split(chunk.count), strict=True):
                 torch.sum(part, 0, out=grad_bias[e])
         if grad_x is not None:
-            grad_x.index_add_(0, chunk.token, _products(grad_inner, up, chunk, rows))
+            grad_x.index_add_(0, chunk.token, back(grad_inner, up, chunk, rows))
     return grad_x, grad_up, grad_down, None if grad_gate is None else grad_gate.view_as(gate), grad_bias
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from zoo.moe.glu import GLUSpec
-from zoo.moe.kernels import activations, cpu
+from zoo.moe.kernels import activations, cpu, products
 from zoo.moe.kernels.activations import Activation
+from zoo.moe.kernels.plan import Chunk
 
 R, K, D, F = 4, 2, 5, 3
 GATED = {
@@ -135,3 +136,16 @@ def test_no_slot_holds_an_expert(tokens: int) -> None:
     y = cpu.mixture(x, up, down, nobody, gate, activations.gated("silu"), **given)
     y.sum().backward()
     assert all(not t.grad.any() for t in (x, up, down, gate, *given.values()))
+
+
+def test_products_that_are_cut_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "WIDE", 4)
+    monkeypatch.setattr(products, "DEEP", 3)
+    monkeypatch.setattr(products, "MIDDLE", range(2, 4))
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = torch.randn(6, 8, generator=generator), torch.randn(R, 8, D, generator=generator)
+    index = torch.arange(6)
+    chunk = Chunk(expert=[0, 2, 3], count=[1, 3, 2], token=index, order=index)
+    found = products.back(rows, weight, chunk, torch.full((6, D), torch.nan))
+    expected = torch.einsum("no,noi->ni", rows, weight[torch.tensor([0, 2, 2, 2, 3, 3])])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
