@@ -48,10 +48,12 @@ NAMES = (
     "qwen3_moe",
     "gpt_oss",
     "ernie4_5_moe",
+    "hunyuan_v1_moe",
     "deepseek_v3",
     "deepseek_v2",
     "dots1",
     "glm4_moe",
+    "longcat_flash",
 )
 
 
