@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modalities.base import Tokens
 from zoo.backbone.attention.base import AttentionSpec
@@ -217,3 +218,19 @@ def test_outside_of_a_block_it_says_so() -> None:
     module = build(ALL)
     with pytest.raises(RuntimeError, match="outside of its block"):
         module(states(), context(states()))
+
+
+def counted(share: float) -> int:
+    """Operations that torch counts in the maps and products of one pass over 32 tokens, without the gate."""
+    module = build({**ALL, "share": share})
+    x, mask = states(2, 32), torch.ones(2, 32, dtype=torch.bool)
+    everything = torch.ones(2, 32, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        answer(module, x, context(x, mask=mask, bidirectional=everything))
+    return counter.get_total_flops() - 2 * 64 * DIM * HEADS
+
+
+def test_operations_are_those_of_the_tokens_that_heads_serve() -> None:
+    maps, products = 64 * 2 * 4 * DIM * DIM, 2 * 4 * DIM * 32 * 32
+    assert counted(1.0) in (maps, maps + products)  # torch does not count every fused product
+    assert counted(0.5) in (maps // 2, maps // 2 + products // 4)
