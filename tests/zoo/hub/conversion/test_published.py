@@ -10,6 +10,7 @@ import pytest
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.export import choose
 from zoo.hub.conversion.same import differences
+from zoo.hub.conversion.surplus import PREDICTORS
 from zoo.models.origin import Origin
 
 COMMON: dict[str, Any] = {
@@ -19,6 +20,23 @@ COMMON: dict[str, Any] = {
 QWEN: dict[str, Any] = {
     "bos_token_id": 151643, "eos_token_id": 151643, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
     "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+DEEPSEEK: dict[str, Any] = {
+    "attention_bias": False, "aux_loss_alpha": 0.001, "ep_size": 1, "kv_lora_rank": 512,
+    "max_position_embeddings": 163840, "moe_layer_freq": 1, "pretraining_tp": 1, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000, "seq_aux": True, "tie_word_embeddings": False,
+    "v_head_dim": 128,
+}  # fmt: skip
+YARN: dict[str, Any] = {
+    "beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn",
+}  # fmt: skip
+GLM: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "attention_bias": True,
+    "eos_token_id": [151329, 151336, 151338], "head_dim": 128, "max_position_embeddings": 131072, "n_group": 1,
+    "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 96, "num_experts_per_tok": 8,
+    "num_key_value_heads": 8, "num_nextn_predict_layers": 1, "pad_token_id": 151329, "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 1000000, "tie_word_embeddings": False, "topk_group": 1,
+    "vocab_size": 151552,
 }  # fmt: skip
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
     "Llama-3.1-8B": (8_030_261_248, {
@@ -97,6 +115,61 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
         "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277, "rms_norm_eps": 1e-6,
         "rope_scaling": None, "rope_theta": 500000, "tie_word_embeddings": False, "vocab_size": 100352,
     }),
+    "DeepSeek-V3": (671_026_404_352, {
+        **DEEPSEEK, "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "bos_token_id": 0,
+        "eos_token_id": 1, "first_k_dense_replace": 3, "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+        "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+        "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+        "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid", "topk_group": 4, "topk_method": "noaux_tc", "vocab_size": 129280,
+    }),
+    "DeepSeek-V2": (235_741_434_880, {
+        **DEEPSEEK, "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "bos_token_id": 100000,
+        "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_size": 5120, "intermediate_size": 12288,
+        "moe_intermediate_size": 1536, "n_group": 8, "n_routed_experts": 160, "n_shared_experts": 2,
+        "norm_topk_prob": False, "num_attention_heads": 128, "num_experts_per_tok": 6, "num_hidden_layers": 60,
+        "num_key_value_heads": 128, "q_lora_rank": 1536,
+        "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}, "routed_scaling_factor": 16.0,
+        "scoring_func": "softmax", "topk_group": 3, "topk_method": "group_limited_greedy", "vocab_size": 102400,
+    }),
+    "DeepSeek-V2-Lite": (15_706_484_224, {
+        **DEEPSEEK, "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "bos_token_id": 100000,
+        "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_size": 2048, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+        "norm_topk_prob": False, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
+        "num_key_value_heads": 16, "q_lora_rank": None,
+        "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}, "routed_scaling_factor": 1.0,
+        "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy", "vocab_size": 102400,
+    }),
+    "dots.llm1.base": (142_774_373_888, {
+        "architectures": ["Dots1ForCausalLM"], "model_type": "dots1", "attention_bias": False, "eos_token_id": 151643,
+        "first_k_dense_replace": 1, "hidden_size": 4096, "intermediate_size": 10944, "max_position_embeddings": 32768,
+        "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_routed_experts": 128, "n_shared_experts": 2,
+        "norm_topk_prob": True, "num_attention_heads": 32, "num_experts_per_tok": 6, "num_hidden_layers": 62,
+        "num_key_value_heads": 32, "qk_layernorm": True, "rms_norm_eps": 1e-5, "rope_scaling": None,
+        "rope_theta": 10000000, "routed_scaling_factor": 2.5, "scoring_func": "noaux_tc",
+        "tie_word_embeddings": False, "vocab_size": 152064,
+    }),
+    "GLM-4.5": (352_797_814_784, {
+        **GLM, "first_k_dense_replace": 3, "hidden_size": 5120, "intermediate_size": 12288,
+        "moe_intermediate_size": 1536, "n_routed_experts": 160, "num_hidden_layers": 92, "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+    }),
+    "GLM-4.5-Air": (106_852_245_504, {
+        **GLM, "first_k_dense_replace": 1, "hidden_size": 4096, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "n_routed_experts": 128, "num_hidden_layers": 46, "routed_scaling_factor": 1.0,
+        "use_qk_norm": False,
+    }),
+    "LongCat-Flash-Chat": (560_664_958_976, {
+        "architectures": ["LongcatFlashForCausalLM"], "model_type": "longcat_flash", "attention_bias": False,
+        "attention_method": "MLA", "bos_token_id": 1, "eos_token_id": 2, "expert_ffn_hidden_size": 2048,
+        "ffn_hidden_size": 12288, "hidden_size": 6144, "kv_lora_rank": 512, "max_position_embeddings": 131072,
+        "mla_scale_kv_lora": True, "mla_scale_q_lora": True, "moe_topk": 12, "n_routed_experts": 512,
+        "num_attention_heads": 64, "num_layers": 28, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000000.0, "routed_scaling_factor": 6.0,
+        "v_head_dim": 128, "vocab_size": 131072, "zero_expert_num": 256, "zero_expert_type": "identity",
+    }),
 }  # fmt: skip
 
 
@@ -109,6 +182,10 @@ def test_published_fields(name: str) -> None:
     assert spec.cost().total == total
     found, written = choose(spec, Origin(family.name, fields))
     assert found is family
-    assert {key: written[key] for key in fields} == fields
+    same = fields.keys() - {"rope_scaling", PREDICTORS}
+    assert {key: written[key] for key in same} == {key: fields[key] for key in same}
+    assert written.get(PREDICTORS, 0) == 0  # such blocks are not written
+    for key, value in (fields.get("rope_scaling") or {}).items():
+        assert written["rope_scaling"]["rope_type" if key == "type" else key] == value
     _, again = describe(written, Path("config.json"))
     assert differences(full(spec), full(again)) == []
