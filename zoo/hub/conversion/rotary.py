@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from zoo.hub.conversion.fields import Fields
@@ -47,8 +48,15 @@ class Rotary:
     partial: float = 1.0
 
 
-def rotary(fields: Fields, *, theta: float = 10000.0, partial: float = 1.0) -> Rotary:
-    """The rotary positions of a checkpoint; theta and partial are the family's defaults.
+def rotary(
+    fields: Fields,
+    *,
+    theta: float = 10000.0,
+    partial: float = 1.0,
+    adapt: Callable[[Fields, Plain], Plain] | None = None,
+) -> Rotary:
+    """The rotary positions of a checkpoint; theta and partial are the family's defaults. adapt(form, scaling) is what a
+    family makes of a scaling whose form has fields of its own.
 
     Where both forms are there, they are read as transformers does: the scaling from `rope_scaling`, theta from the form
     that scales first. Raises SpecError for a scaling that is not supported, and for a different one per layer type.
@@ -62,7 +70,7 @@ def rotary(fields: Fields, *, theta: float = 10000.0, partial: float = 1.0) -> R
         share = form.get("partial_rotary_factor", float, share)
         found = _scaling(form, fields)
         if found is not None:
-            rope["scaling"] = found
+            rope["scaling"] = found if adapt is None else adapt(form, found)
     return Rotary(rope, share)
 
 
