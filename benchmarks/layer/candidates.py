@@ -119,7 +119,7 @@ def transformers_block(shape: Shape, implementation: str, source: MoE) -> nn.Mod
     state = {
         "experts.gate_up_proj": experts.gate_up.detach(),
         "experts.down_proj": experts.down.detach(),
-        "gate.weight": router.weight.detach().to(experts.down.dtype),  # it routes in the dtype of the model
+        "gate.weight": router.gate.weight.detach().to(experts.down.dtype),  # it routes in the dtype of the model
     }
     block.load_state_dict(state, assign=True)
     return block.eval()
