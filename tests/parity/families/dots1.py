@@ -16,5 +16,6 @@ VARIANTS = {
         "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "num_hidden_layers": 3, "attention_bias": True, "norm_topk_prob": False,
     },
+    "single": {"num_experts_per_tok": 1, "sliding_window": None},
     "groups": {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 0, "tie_word_embeddings": True},
 }  # fmt: skip

@@ -66,7 +66,7 @@ def read_groups(fields: Fields, default: Defaults) -> Plain:
         fields.optional("n_group", int, default.groups),
         fields.optional("topk_group", int, default.top_groups),
     )
-    plain: Plain = {"type": "top_k", "k": _number(fields, ("num_experts_per_tok",), default.chosen)}
+    plain = read.chosen(_number(fields, ("num_experts_per_tok",), default.chosen))
     plain["scale"] = fields.get("routed_scaling_factor", float, default.scale)
     return plain if groups in (None, 1) else {**plain, "groups": groups, "top_groups": top or 1}
 
@@ -103,7 +103,8 @@ def write_groups(router: Plain) -> Plain:
 
 
 def write_layers(model: Language) -> Plain:
-    """What `read_layers` reads. Raises MismatchError where dense layers stand between others or differ."""
+    """What `read_layers` reads. Raises MismatchError where dense layers stand between others or differ, and without
+    shared experts, which other libraries do not build such layers without."""
     layer = write.mixture(model)
     width = of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"]
     dense = write.write_sparse(model)
@@ -111,7 +112,9 @@ def write_layers(model: Language) -> Plain:
     if dense["mlp_only_layers"] != list(range(first)):
         raise MismatchError(f"ffn: blocks {dense['mlp_only_layers']} are dense; expected the first ones, or none")
     shared = layer["shared"]
-    if shared is not None and shared["hidden"] != width:
+    if shared is None:
+        raise MismatchError("ffn.shared: is none, expected shared experts")
+    if shared["hidden"] != width:
         raise MismatchError(f"ffn.shared.hidden: is {shared['hidden']}, expected that of routed experts, {width}")
     plain: Plain = {
         "hidden_act": "silu",
@@ -119,7 +122,7 @@ def write_layers(model: Language) -> Plain:
         "moe_layer_freq": 1,
         "moe_intermediate_size": width,
         "n_routed_experts": layer["routed"],
-        "n_shared_experts": None if shared is None else shared["count"],
+        "n_shared_experts": shared["count"],
     }
     return plain | {"intermediate_size": dense["intermediate_size"]} if first else plain
 
@@ -129,7 +132,7 @@ def layer_pieces(theirs: str, ours: str, ffn: dict[str, Any], layout: str) -> It
     if ffn["type"] == "dense":
         yield from rules.glu(theirs, ours, ffn["hidden"])
         return
-    yield Piece(f"{theirs}.gate.weight", f"{ours}.router.weight")
+    yield Piece(f"{theirs}.gate.weight", f"{ours}.router.gate.weight")
     if ffn["router"]["bias"]:
         yield Piece(f"{theirs}.gate.e_score_correction_bias", f"{ours}.router.bias")
     yield from rules.experts(f"{theirs}.experts", f"{ours}.experts", ffn["routed"], ffn["experts"]["hidden"], layout)
