@@ -23,6 +23,9 @@ TABLE: dict[str, dict[str, str]] = {
         "sequence_choice": "zoo.moe.routers.sequence_choice:SequenceChoiceSpec",
         "sparse_mixer": "zoo.moe.routers.sparse_mixer:SparseMixerSpec",
     },
+    "gate": {
+        "linear": "zoo.moe.gates.linear:LinearGateSpec",
+    },
     "policy": {
         "capacity": "zoo.moe.policies.capacity:CapacitySpec",
         "reroute": "zoo.moe.policies.reroute:RerouteSpec",

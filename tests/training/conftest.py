@@ -26,7 +26,8 @@ def tiny_spec(balance: Sequence[dict[str, Any]] = (), **router: Any) -> dict[str
     """Two MoE layers with a null expert; text and time series."""
     ffn = {
         "type": "moe", "routed": 4, "experts": {"type": "swiglu", "hidden": 8}, "null_experts": {"zero": 1},
-        "router": {"type": "top_k", "k": 2, "init_std": 0.2, **router}, "balance": list(balance),
+        "router": {"type": "top_k", "k": 2, **router, "gate": {"init_std": 0.2, **router.get("gate", {})}},
+        "balance": list(balance),
     }  # fmt: skip
     block = {"type": "sequential", "attention": {"heads": 2}, "ffn": ffn}
     return {

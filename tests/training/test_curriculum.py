@@ -24,7 +24,7 @@ SPLIT = {"backbone.layers.0.block.ffn": {"type": "dense", "hidden": 16}}
 def describe(output: Path, parts: Any) -> dict[str, Any]:
     """Two specialists, a merge with warm-up, joint training with jitter and a balance loss."""
     tiny_spec, sources = parts
-    spec = tiny_spec(balance=[{"type": "switch", "weight": 0.1, "final": 0.01, "anneal": 4}], jitter=0.1)
+    spec = tiny_spec(balance=[{"type": "switch", "weight": 0.1, "final": 0.01, "anneal": 4}], gate={"jitter": 0.1})
     both = sources()
     own = {name: {"data": {"sources": {name: both[name]}}, "model": {"overrides": SPLIT}} for name in both}
     return {
@@ -113,7 +113,7 @@ def test_warm_up_trains_gates_only(unbroken):
     assert torch.equal(gates[0], torch.cat([dense[:8], dense[16:24]])), "first half of the text specialist"
     joint = load_file(unbroken / "joint" / "weights.safetensors")
     assert not torch.equal(joint["backbone.blocks.0.ffn.experts.gate_up"], gates)
-    router = "backbone.blocks.0.ffn.router.weight"
+    router = "backbone.blocks.0.ffn.router.gate.weight"
     assert not torch.equal(after[router], joint[router])
 
 

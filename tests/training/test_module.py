@@ -51,7 +51,7 @@ def test_balance_is_divided_by_the_tokens_of_the_step(tiny: Any) -> None:
         torch.logsumexp(layer.routing.logits[layer.routing.mask], -1).square().sum() for r in records for layer in r
     )
     (squares / 2 / tokens).backward()
-    name = "backbone.blocks.1.ffn.router.weight"
+    name = "backbone.blocks.1.ffn.router.gate.weight"
     wanted = dict(module.model.named_parameters())[name].grad.clone()
     module.zero_grad()
     torch.testing.assert_close(tiny.gradients(module, step)[name], wanted, atol=1e-6, rtol=1e-4)
@@ -203,7 +203,7 @@ def test_a_dense_model_trains_too(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_noise_follows_from_seed_step_and_place(tiny: Any) -> None:
-    a, b, c = (tiny.module(tiny.spec(jitter=0.5), seed=s, clip=None) for s in (1, 1, 1))
+    a, b, c = (tiny.module(tiny.spec(gate={"jitter": 0.5}), seed=s, clip=None) for s in (1, 1, 1))
     step = tiny.steps(a, CUT)
     c.done = 5
     first, second, later = (tiny.gradients(m, step) for m in (a, b, c))

@@ -25,7 +25,7 @@ def test_norms_biases_routers_and_tables_are_not_decayed(tiny: Any) -> None:
     held = (
         f"{block}attention_norm.weight",
         "backbone.norm.weight",
-        f"{block}ffn.router.weight",
+        f"{block}ffn.router.gate.weight",
         f"{block}ffn.null_experts.mix",
         f"{block}ffn.null_experts.value",
         f"{block}ffn.shared_experts.gate",

@@ -32,7 +32,7 @@ class Kill(L.Callback):
 
 
 def run(tiny: Any, folder: Path, callbacks: Any = (), **settings: Any) -> tuple[Any, list[dict[str, str]]]:
-    module = tiny.module(tiny.spec(BALANCE, bias=True, jitter=0.1), schedule="cosine", warmup=2, seed=7)
+    module = tiny.module(tiny.spec(BALANCE, bias=True, gate={"jitter": 0.1}), schedule="cosine", warmup=2, seed=7)
     data = build_data({"sources": tiny.sources(), "micro_batches": 2, "seed": 7, "eval_batches": 1})
     options = {"max_steps": 10, "log_every": 1, "save_every": 3, "ema": 0.8, "progress": False, "tensorboard": False}
     fit(module, data, folder=folder, callbacks=callbacks, **{**options, **settings})

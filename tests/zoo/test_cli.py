@@ -54,7 +54,7 @@ def test_a_schema_names_types_defaults_and_meanings(capsys: pytest.CaptureFixtur
     out = ran(capsys, "show", "--schema", "top_p")[1]
     assert "p: 0.7  # float\n      probability mass, 0 < p <= 1; 1 keeps all" in out
     assert "max_k: null  # int or null" in out
-    assert "jitter: 0.0  # float\n      training multiplies" in out, "keys of a base class are documented too"
+    assert "bias: false  # true or false\n      holds a selection bias" in out, "keys of a base class are documented too"
     assert "routed: (required)  # int" in ran(capsys, "show", "--schema", "ffn.moe")[1]
     assert "did you mean 'top_p'" in refused(capsys, "show", "--schema", "topp")
     assert "did you mean 'top_p'" in refused(capsys, "show", "--schema", "router.topp")

@@ -32,7 +32,7 @@ layers:
         type: moe
         routed: 4
         experts: {type: swiglu, hidden: 8}
-        router: {type: top_p, p: 0.6, jitter: 1e-2}
+        router: {type: top_p, p: 0.6, gate: {jitter: 1e-2}}
         null_experts: {zero: 1}
         shared: {count: 2, hidden: 4, gate: router}
         policy: []
@@ -58,7 +58,7 @@ def test_parsing_fills_defaults_and_picks_classes_by_type() -> None:
     assert dense.ffn == DenseSpec(hidden=32)
     layer = adaln.ffn
     assert isinstance(layer, MoESpec)
-    assert layer.router.p == 0.6 and layer.router.jitter == 0.01
+    assert layer.router.p == 0.6 and layer.router.gate.jitter == 0.01
     assert layer.backend == "fused" and spec.norm_eps == 1e-6
     assert layer.pool.experts == 5 and layer.pool.columns == 7
 
@@ -89,9 +89,9 @@ def test_what_is_dumped_is_parsed_to_an_equal_spec_also_through_yaml() -> None:
         ({"routed": True}, r"^routed: expected int, got bool"),
         ({"router": 3}, r"^router: expected a mapping, got int"),
         ({"policy": {"type": "capacity"}}, r"^policy: expected a list, got dict"),
-        ({"router__jitter": float("inf")}, r"^router\.jitter: got inf, expected a finite number"),
-        ({"router__jitter": "1e999"}, r"^router\.jitter: got inf, expected a finite number"),
-        ({"router__jitter": float("nan")}, r"^router\.jitter: got nan"),
+        ({"router__gate__jitter": float("inf")}, r"^router\.gate\.jitter: got inf, expected a finite number"),
+        ({"router__gate__jitter": "1e999"}, r"^router\.gate\.jitter: got inf, expected a finite number"),
+        ({"router__gate__jitter": float("nan")}, r"^router\.gate\.jitter: got nan"),
         ({"experts": {"type": "gelu"}}, r"^experts\.hidden: missing; it has no default"),
         # impossible combinations
         ({"router__k": 9}, r"^router\.k: got 9, expected at most 4"),
@@ -110,7 +110,7 @@ def test_what_is_dumped_is_parsed_to_an_equal_spec_also_through_yaml() -> None:
         ({"router__groups": 4}, r"^router\.top_groups: 1 groups of 1 experts hold fewer than k = 2"),
         ({"router__top_groups": 2}, r"^router\.top_groups: got 2, expected 1\.\.1"),
         ({"router__normalize": "none"}, r"^router\.normalize: softmax scores have no unnormalised form"),
-        ({"router__jitter": 1.0}, r"^router\.jitter: got 1\.0, expected 0 <= jitter < 1"),
+        ({"router__gate__jitter": 1.0}, r"^router\.gate\.jitter: got 1\.0, expected 0 <= jitter < 1"),
         ({"experts__hidden": 0}, r"^experts\.hidden: got 0, expected 1 or more"),
         ({"shared": {"count": 0, "hidden": 4}}, r"^shared\.count: got 0, expected 1 or more"),
         ({"policy": [{"type": "capacity"}]}, r"^policy\[0\]: lets later tokens matter; set allow_future: true"),
@@ -168,7 +168,7 @@ def test_override_exchanges_by_dotted_path_and_leaves_the_original_alone() -> No
     changed = override(before, {"dim": 32, "layers.0.repeat": 5, "layers.1.block.ffn.router": {"p": 0.9}})
     assert before == trunk()
     assert changed["dim"] == 32 and changed["layers"][0]["repeat"] == 5
-    assert changed["layers"][1]["block"]["ffn"]["router"] == {"type": "top_p", "p": 0.9, "jitter": "1e-2"}
+    assert changed["layers"][1]["block"]["ffn"]["router"] == {"type": "top_p", "p": 0.9, "gate": {"jitter": "1e-2"}}
 
 
 def test_override_with_another_type_replaces_the_part() -> None:

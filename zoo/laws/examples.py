@@ -43,20 +43,20 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"k": 3, "score": "sigmoid", "normalize": "none", "scale": 2.5},
         {"groups": 2, "top_groups": 1, "k": 2},
         {"groups": 2, "top_groups": 1, "group_score": "top2", "score": "sigmoid", "bias": True},
-        {"jitter": 0.3},
+        {"gate": {"jitter": 0.3}},
     ],
     ("router", "top_p"): [
         {"p": 1.0},
         {"p": 0.5, "max_k": 2},
         {"p": 0.5, "min_k": 2},
         {"combine": "sparsemixer", "near_tie": 0.2},
-        {"jitter": 0.3},
+        {"gate": {"jitter": 0.3}},
     ],
     ("router", "expert_choice"): [
         {"offers": 2},
         {"offers": 1, "fill": True, "share": 0.3},
         {"offers": 3, "select": "threshold", "score": "sigmoid"},
-        {"jitter": 0.3},
+        {"gate": {"jitter": 0.3}},
     ],
     ("router", "sequence_choice"): [{"k": 1, "score": "sigmoid", "normalize": "none"}],
     ("adapter", "lora_experts"): [

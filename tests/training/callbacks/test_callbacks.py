@@ -104,7 +104,7 @@ def test_the_average_follows_the_weights_and_copies_buffers(tiny: Any) -> None:
     module.model.register_buffer("count", torch.tensor(63, dtype=torch.uint8))
     steps = [tiny.steps(module, [("text", range(3))])] * 3
     seen: list[torch.Tensor] = []
-    name = "backbone.blocks.0.ffn.router.weight"
+    name = "backbone.blocks.0.ffn.router.gate.weight"
 
     import lightning as L
 

@@ -125,7 +125,7 @@ def test_few_tokens(trunk: Build, tokens: Make, rows: int, length: int) -> None:
 
 
 def test_noise_is_fixed_by_the_seed_and_differs_between_layers(trunk: Build, tokens: Make) -> None:
-    noisy = {**plain(), "ffn": {**MOE, "router": {"type": "top_k", "k": 1, "normalize": "all", "jitter": 0.9}}}
+    noisy = {**plain(), "ffn": {**MOE, "router": {"type": "top_k", "k": 1, "normalize": "all", "gate": {"jitter": 0.9}}}}
     built = trunk(noisy, noisy).train()
     given = tokens(4, 40)
 

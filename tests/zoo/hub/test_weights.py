@@ -98,7 +98,7 @@ def test_another_precision_leaves_routers_alone(model: Unified, saved: Path) -> 
     loaded = zoo.load(saved, dtype=torch.bfloat16)
     router = loaded.moe_layers()[0].router
     assert loaded.modalities["text"].embedding.weight.dtype == torch.bfloat16
-    assert torch.equal(router.weight, model.moe_layers()[0].router.weight) and router.weight.dtype == torch.float32
+    assert torch.equal(router.gate.weight, model.moe_layers()[0].router.gate.weight) and router.gate.weight.dtype == torch.float32
     assert loaded(torch.tensor([[256, 65]])).logits.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"dtype: got torch.int8, expected a floating-point type"):
         zoo.load(saved, dtype=torch.int8)

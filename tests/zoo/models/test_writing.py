@@ -75,7 +75,7 @@ def weights(state: dict[str, Tensor], kind: str) -> Iterator[tuple[str, Tensor]]
         else:
             yield f"{here}ffn.experts.gate_up", state[f"{mlp}experts.gate_up_proj"]
             yield f"{here}ffn.experts.down", state[f"{mlp}experts.down_proj"]
-            yield f"{here}ffn.router.weight", state[f"{mlp}gate.weight"]
+            yield f"{here}ffn.router.gate.weight", state[f"{mlp}gate.weight"]
 
 
 @pytest.fixture(scope="module", params=["llama", "mixtral"])

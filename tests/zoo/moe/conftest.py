@@ -31,7 +31,7 @@ def route() -> Route:
     def run(spec: RouterSpec, pool: Pool, logits: Tensor, bias: Tensor | None = None, **more: Any) -> Routing:
         router = spec.build(logits.shape[1], pool).to(logits.dtype)
         with torch.no_grad():
-            router.weight.copy_(torch.eye(logits.shape[1]))
+            router.gate.weight.copy_(torch.eye(logits.shape[1]))
             if bias is not None:
                 assert router.bias is not None
                 router.bias.copy_(bias)

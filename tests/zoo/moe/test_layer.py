@@ -51,7 +51,7 @@ def spec(**changes: object) -> MoESpec:
 def test_the_dense_mixture_by_hand(layer: Build) -> None:
     moe = layer(spec(router=TopPSpec(p=1.0), shared=SharedSpec(hidden=5, gate="sigmoid", count=2)))
     x = torch.randn(7, 8, dtype=torch.float64)
-    probs = (x @ moe.router.weight.T).softmax(-1)
+    probs = (x @ moe.router.gate.weight.T).softmax(-1)
     expected = torch.zeros_like(x)
     for e in range(3):
         gate, up = (x @ moe.experts.gate_up[e].T).chunk(2, -1)
@@ -71,7 +71,7 @@ def test_gelu_experts_by_hand(layer: Build) -> None:
     for bias in (moe.experts.up_bias, moe.experts.down_bias):
         torch.nn.init.normal_(bias)
     x = torch.randn(4, 8, dtype=torch.float64)
-    probs = (x @ moe.router.weight.T).softmax(-1)
+    probs = (x @ moe.router.gate.weight.T).softmax(-1)
     weights = dict(moe.experts.named_parameters())
     expected = torch.zeros_like(x)
     for e in range(3):
@@ -229,7 +229,7 @@ def test_maps_before_dispatch_and_after_combine():
     """Latent experts: rows of width 4 travel, null experts see the layer's own input."""
     plain = {
         "routed": 3, "experts": {"type": "swiglu", "hidden": 5}, "null_experts": {"copy": 1},
-        "router": {"type": "top_k", "k": 2, "init_std": 0.5},
+        "router": {"type": "top_k", "k": 2, "gate": {"init_std": 0.5}},
     }  # fmt: skip
     spec = parse(MoESpec, {"type": "moe", **plain})
     torch.manual_seed(0)

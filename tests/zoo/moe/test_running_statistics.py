@@ -13,7 +13,6 @@ from torch import Tensor
 from modalities.base import Tokens
 from zoo.backbone.attention import GroupedQuerySpec
 from zoo.backbone.blocks.sequential import SequentialSpec
-from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import Backbone, BackboneSpec, LayersSpec
 from zoo.laws.accumulation import running
 from zoo.laws.cases import LayerCase

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.moe.gates.linear import LinearGateSpec
 from zoo.moe.pool import NullSpec, Pool
 from zoo.moe.routers.top_k import TopKSpec
 
@@ -120,7 +121,7 @@ def test_a_survivor_far_below_the_best_logit_gets_the_whole_weight() -> None:
 def test_jitter_moves_the_choice_and_never_the_logits(route: Any) -> None:
     torch.manual_seed(3)
     logits = torch.randn(200, 4)
-    spec, pool = TopKSpec(k=1, normalize="all", jitter=0.5), Pool(routed=4)
+    spec, pool = TopKSpec(k=1, normalize="all", gate=LinearGateSpec(jitter=0.5)), Pool(routed=4)
     calm = route(spec, pool, logits)
     noisy = route(spec, pool, logits, training=True, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noisy.raw, calm.raw)

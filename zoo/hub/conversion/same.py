@@ -11,8 +11,8 @@ from zoo.spec import Plain
 # What only training or the choice of a kernel reads, by the type of the part.
 UNREAD: dict[str, tuple[str, ...]] = {
     "moe": ("balance", "backend", "recompute", "dispatch", "allow_future"),
-    "top_k": ("jitter", "init_std", "allow_constant"),
-    "sparse_mixer": ("jitter", "init_std"),
+    "top_k": ("allow_constant",),
+    "linear": ("jitter", "init_std"),
     "text": ("length", "tokenizer", "vocab"),
 }
 

@@ -107,7 +107,7 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
             yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"], bias=ffn["bias"])
             continue
         routed, hidden = ffn["routed"], ffn["experts"]["hidden"]
-        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
+        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.gate.weight")
         bias = f"{theirs}.mlp.{statics}.e_score_correction_bias"
         yield Piece(bias, f"{ours}.ffn.router.bias", shape=(1, routed))
         yield from rules.experts(f"{theirs}.mlp.experts", f"{ours}.ffn.experts", routed, hidden, layout)

@@ -32,7 +32,7 @@ def spec(fields: Fields) -> Language:
     layer = read.moe(
         experts(fields),
         fields.get(("num_local_experts", "num_experts"), int, 128),
-        {"type": "top_k", "k": k, "gate_bias": True},
+        {"type": "top_k", "k": k, "gate": {"bias": True}},
     )
     windows = [size if kind == read.WINDOWED else None for kind in types]
     blocks = [read.sequential({**attention, "window": window}, layer) for window in windows]
@@ -89,8 +89,8 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
     for theirs, ours, block in rules.blocks(model):
         yield from rules.pre_norms(theirs, ours, model)
         yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        yield Piece(f"{theirs}.mlp.router.weight", f"{ours}.ffn.router.weight")
-        yield Piece(f"{theirs}.mlp.router.bias", f"{ours}.ffn.router.gate_bias")
+        yield Piece(f"{theirs}.mlp.router.weight", f"{ours}.ffn.router.gate.weight")
+        yield Piece(f"{theirs}.mlp.router.bias", f"{ours}.ffn.router.gate.bias")
         yield from in_turns(f"{theirs}.mlp.experts", f"{ours}.ffn.experts", block["ffn"], model.dim)
 
 

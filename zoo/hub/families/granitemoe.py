@@ -82,10 +82,10 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
 def mixture(theirs: str, ours: str, layout: str) -> Iterator[Piece]:
     """Router and experts in the names of the hub, or of transformers 5."""
     if layout == FUSED:
-        yield Piece(f"{theirs}.router.weight", f"{ours}.router.weight")
+        yield Piece(f"{theirs}.router.weight", f"{ours}.router.gate.weight")
         yield from rules.experts(f"{theirs}.experts", f"{ours}.experts", 0, 0, FUSED)
         return
-    yield Piece(f"{theirs}.router.layer.weight", f"{ours}.router.weight")
+    yield Piece(f"{theirs}.router.layer.weight", f"{ours}.router.gate.weight")
     yield from in_two(theirs, f"{ours}.experts")
 
 

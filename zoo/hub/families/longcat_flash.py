@@ -108,7 +108,7 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
             yield from latent(f"{theirs}.self_attn.{i}", f"{ours}.attention.{i}", block["attention"])
             yield from rules.glu(f"{theirs}.mlps.{i}", f"{ours}.dense.{i}", dense["hidden"])
         moe, routed = block["moe"], f"{theirs}.mlp.experts"
-        yield Piece(f"{theirs}.mlp.router.classifier.weight", f"{ours}.moe.router.weight")
+        yield Piece(f"{theirs}.mlp.router.classifier.weight", f"{ours}.moe.router.gate.weight")
         yield Piece(f"{theirs}.mlp.router.e_score_correction_bias", f"{ours}.moe.router.bias")
         yield from rules.experts(routed, f"{ours}.moe.experts", moe["routed"], moe["experts"]["hidden"], layout)
 

@@ -46,7 +46,7 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
         ffn = block["ffn"]
         yield from rules.pre_norms(theirs, ours, model)
         yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        yield Piece(f"{theirs}.{block_name}.gate.weight", f"{ours}.ffn.router.weight")
+        yield Piece(f"{theirs}.{block_name}.gate.weight", f"{ours}.ffn.router.gate.weight")
         yield from rules.experts(
             f"{theirs}.{block_name}.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout,
             names=("w1", "w3", "w2"),

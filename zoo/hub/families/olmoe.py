@@ -52,7 +52,7 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
         ffn = block["ffn"]
         yield from (rules.post_norms if block["norm"] == "after" else rules.pre_norms)(theirs, ours, model)
         yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
+        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.gate.weight")
         yield from rules.experts(
             f"{theirs}.mlp.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout
         )

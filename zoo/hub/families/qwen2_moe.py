@@ -75,7 +75,7 @@ def pieces(model: Language, layout: str) -> Iterator[Piece]:
         if ffn["type"] == "dense":
             yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"])
             continue
-        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.weight")
+        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.gate.weight")
         yield from rules.experts(
             f"{theirs}.mlp.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout
         )

@@ -1,20 +1,21 @@
-"""The router contract, and the linear gate most routers share."""
+"""The router contract, and the base of routers that choose by a gate's logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from modalities.base import Tokens
 from modalities.precise import Precise
+from zoo.moe.gates.base import GateSpec
+from zoo.moe.gates.linear import LinearGateSpec
 from zoo.moe.pool import Pool, Properties
 from zoo.moe.routing import Routing, RoutingContext
-from zoo.spec import Cost, linear_cost
+from zoo.spec import Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class Router(Precise):
         that keeps its own value there puts `layer` into the key (and finds it again by `ctx.layer`)."""
         return {}
 
+    def link(self, earlier: Sequence[Router]) -> None:
+        """Once after the trunk is built: the routers of the MoE layers before this one, in order. A part that layers
+        share belongs to the first of them and is referenced, unregistered, by the others. Nothing by default."""
+
     def update(self, totals: Mapping[str, Tensor]) -> None:
         """Once per optimiser step, and only then: changes the running statistics. totals are the sums of
         `Routing.update` over the micro-batches and ranks of the step, in float64. Nothing by default."""
@@ -99,67 +104,37 @@ def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearGateSpec(RouterSpec):
-    """A router whose logits are one linear map of its input.
+class GatedRouterSpec(RouterSpec):
+    """A router that chooses by the logits of a gate.
 
-    jitter     training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
-    init_std   standard deviation of the initial gate weights
-    bias       holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
-    gate_bias  whether the linear map has a (learned) bias, which logits and so weights see too (gpt-oss)
+    gate  what gives the logits
+    bias  holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
     """
 
-    jitter: float = 0.0
-    init_std: float = 0.02
+    gate: GateSpec = field(default_factory=LinearGateSpec)
     bias: bool = False
-    gate_bias: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter: got {self.jitter}, expected 0 <= jitter < 1")
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     def cost(self, dim: int, pool: Pool) -> Cost:
-        return linear_cost(dim, pool.columns, self.gate_bias)
+        return self.gate.cost(dim, pool)
 
 
-class LinearGate(Router):
-    """Holds the gate matrix [E + Ns, D], its bias [E + Ns] where it has one, and the selection bias; subclasses choose
-    and weigh."""
+class GatedRouter(Router):
+    """Holds the gate and, where it has one, the selection bias; subclasses choose and weigh."""
 
-    def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
+    def __init__(self, spec: GatedRouterSpec, dim: int, pool: Pool) -> None:
         super().__init__(pool)
-        self.jitter = spec.jitter
-        self.init_std = spec.init_std
-        self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
-        self.gate_bias = nn.Parameter(torch.zeros(pool.columns, dtype=torch.float32)) if spec.gate_bias else None
+        self.gate = spec.gate.build(dim, pool)
         self.register_buffer("bias", torch.zeros(pool.experts, dtype=torch.float32) if spec.bias else None)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the gate anew; the biases start at zero."""
-        nn.init.normal_(self.weight, std=self.init_std)
-        if self.gate_bias is not None:
-            nn.init.zeros_(self.gate_bias)
+        """Draws the gate anew."""
+        self.gate.reset_parameters()
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[T, D] -> raw logits [T, E + Ns], in float32 at least whatever autocast says."""
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self.logits(x)
-        if x.dtype == self.weight.dtype == torch.float32:
-            return F.linear(x, self.weight, self.gate_bias)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        bias = None if self.gate_bias is None else self.gate_bias.to(dtype)
-        return F.linear(x.to(dtype), self.weight.to(dtype), bias)
+    def link(self, earlier: Sequence[Router]) -> None:
+        self.gate.link([router.gate for router in earlier if isinstance(router, GatedRouter)])
 
-    def selection_logits(self, x: Tensor, raw: Tensor, ctx: RoutingContext) -> Tensor:
-        """[T, E] the logits selection looks at: `raw`, or those of a jittered input in training."""
-        if not (self.jitter and ctx.training and ctx.generator is not None):
-            return raw[:, : self.pool.experts]
-        noise = torch.empty(x.shape, dtype=torch.float32, device=ctx.generator.device)
-        noise.uniform_(1 - self.jitter, 1 + self.jitter, generator=ctx.generator)
-        return self.logits(x * noise.to(x.device))[:, : self.pool.experts]
+    def update(self, totals: Mapping[str, Tensor]) -> None:
+        self.gate.update(totals)
 
     def eligible(self, scores: Tensor, ctx: RoutingContext) -> Tensor:
         """Adds the selection bias and rules out excluded experts (-inf)."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routers.base import GatedRouter, GatedRouterSpec
 from zoo.moe.routing import Routing, RoutingContext
 from zoo.moe.sequences import ranks, sequences, sums
 from zoo.moe.stats import count_slots
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertChoiceSpec(LinearGateSpec):
+class ExpertChoiceSpec(GatedRouterSpec):
     """Every expert takes ceil(share * n) of the n real tokens of each sequence (row and document).
 
     The choice of a token depends on the later ones of its sequence, never on padding or on other sequences. A token
@@ -48,7 +48,6 @@ class ExpertChoiceSpec(LinearGateSpec):
     rate: float = 0.02
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.share <= 1:
             raise ValueError(f"share: got {self.share}, expected 0 < share <= 1")
         if self.offers is not None and self.offers < 1:
@@ -65,7 +64,7 @@ class ExpertChoiceSpec(LinearGateSpec):
             gradient = "none" if self.weight == "unit" else "estimator"
         return Properties(
             scope="sequence" if top else "token", causal=not top, fixed_k=False, task_gradient=gradient,
-            noise=self.jitter > 0,
+            noise=self.gate.noise,
         )  # fmt: skip
 
     def check(self, pool: Pool) -> None:
@@ -80,7 +79,7 @@ class ExpertChoiceSpec(LinearGateSpec):
         return (ThresholdChoice if self.select == "threshold" else ExpertChoice)(self, dim, pool)
 
 
-class ExpertChoice(LinearGate):
+class ExpertChoice(GatedRouter):
     """See ExpertChoiceSpec, select: top."""
 
     def __init__(self, spec: ExpertChoiceSpec, dim: int, pool: Pool) -> None:
@@ -88,17 +87,19 @@ class ExpertChoice(LinearGate):
         self.spec = spec
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
-        raw = self.logits(x)
-        noisy = self.selection_logits(x, raw, ctx)
-        logits = raw if noisy is raw else torch.cat([noisy, raw[:, self.pool.experts :]], dim=-1)
+        raw, logits, weighing, carry, update = self.gate(x, ctx)
+        if self.pool.shared:  # a softmax runs over all columns
+            logits = torch.cat([logits, raw[:, self.pool.experts :]], dim=-1)
         scores = self.eligible(self._scores(logits)[:, : self.pool.experts], ctx)
         scores = scores.masked_fill(~ctx.mask[:, None], -torch.inf)
         offered = self._offered(scores)
         keep = self._take(scores, offered, ctx)
         if not self.spec.fill:
             scores = scores.masked_fill(~offered, -torch.inf)
-        gate, shared = self._weights(raw)
-        return Routing.from_mask(keep, gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
+        gate, shared = self._weights(weighing)
+        return Routing.from_mask(
+            keep, gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared, carry=carry, update=update
+        )
 
     def _scores(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
@@ -152,13 +153,14 @@ class ThresholdChoice(ExpertChoice):
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
         routing = super().forward(x, ctx)
         taken = count_slots(routing.expert, self.pool.experts)
-        return routing.replace(update={"taken": taken, "tokens": ctx.mask.sum()})
+        return routing.replace(update={**routing.update, "taken": taken, "tokens": ctx.mask.sum()})
 
     def _take(self, scores: Tensor, offered: Tensor, ctx: RoutingContext) -> Tensor:
         return offered & (scores > self.threshold)
 
     def update(self, totals: Mapping[str, Tensor]) -> None:
         """An expert that took more than its share raises its threshold."""
+        super().update(totals)
         if float(totals["tokens"]):
             off = totals["taken"] / totals["tokens"] - self.spec.share
             self.threshold += (self.spec.rate * off).to(self.threshold)

@@ -18,14 +18,16 @@ class SequenceChoiceSpec(TopKSpec):
     """Top-k as in `top_k`, on the mean of the real tokens of each sequence (row and document), so that all of them go
     to the same experts with the same weights.
 
-    The published code flattens a sequence of fixed length instead. All keys are those of top_k; jitter would part the
-    tokens of a sequence and is refused.
+    The published code flattens a sequence of fixed length instead. All keys are those of top_k; a gate that draws
+    noise, or looks back at layers where the tokens chose one by one, would part them and is refused.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.jitter:
-            raise ValueError(f"jitter: got {self.jitter}, expected 0: all tokens of a sequence choose alike")
+        if self.gate.noise or self.gate.carried:
+            raise ValueError(
+                "gate: expected one without noise that reads its input alone: all tokens of a sequence choose alike"
+            )
 
     def properties(self, pool: Pool) -> Properties:
         return replace(super().properties(pool), scope="sequence", causal=False)

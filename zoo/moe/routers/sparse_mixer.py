@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec
+from zoo.moe.routers.base import GatedRouter, GatedRouterSpec
 from zoo.moe.routers.near_tie import earlier_picks, near_tie
 from zoo.moe.routing import Routing, RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseMixerSpec(LinearGateSpec):
+class SparseMixerSpec(GatedRouterSpec):
     """Every token picks k experts one after the other. A pick weighs its softmax share among the experts that are left
     and nearly tie with the best of them, so k clear picks weigh 1 each and k in all.
 
@@ -30,7 +30,6 @@ class SparseMixerSpec(LinearGateSpec):
     near_tie: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.k < 1:
             raise ValueError(f"k: got {self.k}, expected 1 or more")
         if self.near_tie < 0:
@@ -52,7 +51,7 @@ class SparseMixerSpec(LinearGateSpec):
         return SparseMixer(self, dim, pool)
 
 
-class SparseMixer(LinearGate):
+class SparseMixer(GatedRouter):
     """See SparseMixerSpec."""
 
     def __init__(self, spec: SparseMixerSpec, dim: int, pool: Pool) -> None:
@@ -60,15 +59,15 @@ class SparseMixer(LinearGate):
         self.spec = spec
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
-        raw = self.logits(x)
-        scores = self.eligible(self.selection_logits(x, raw, ctx), ctx)
+        raw, logits, weighing, carry, update = self.gate(x, ctx)
+        scores = self.eligible(logits, ctx)
         generator = ctx.generator if ctx.training else None
         expert = self._pick(scores.detach(), generator).masked_fill(~ctx.mask[:, None], self.pool.experts)
-        gate, _ = self.weigh(raw, expert)
+        gate, _ = self.weigh(weighing, expert)
         if generator is not None:
-            factor = self._midpoint(raw.detach(), expert, generator)
+            factor = self._midpoint(weighing.detach(), expert, generator)
             gate = gate + (gate * (factor - 1)).detach()
-        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask)
+        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, carry=carry, update=update)
 
     def _pick(self, left: Tensor, generator: torch.Generator | None) -> Tensor:
         """scores [T, E] -> [T, k] ids, E where nothing is left: the best, or one drawn among its near ties."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen, surely
+from zoo.moe.routers.base import GatedRouter, GatedRouterSpec, share_of_chosen, surely
 from zoo.moe.routing import Routing, RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKSpec(LinearGateSpec):
+class TopKSpec(GatedRouterSpec):
     """Every token goes to its k best experts.
 
     k               experts per token
@@ -39,7 +39,6 @@ class TopKSpec(LinearGateSpec):
     allow_constant: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.k < 1:
             raise ValueError(f"k: got {self.k}, expected 1 or more")
         if self.groups < 1:
@@ -55,10 +54,10 @@ class TopKSpec(LinearGateSpec):
 
     def properties(self, pool: Pool) -> Properties:
         if self.constant(pool):
-            return Properties(noise=self.jitter > 0, task_gradient="none")
+            return Properties(noise=self.gate.noise, task_gradient="none")
         # zero experts alone answer 0 whatever they weigh, copies of normalised weight answer x
         silent = pool.null.zero >= self.k or (self.normalize == "selected" and pool.null.copy >= self.k)
-        return Properties(noise=self.jitter > 0, task_gradient="partial" if silent and not pool.shared else "exact")
+        return Properties(noise=self.gate.noise, task_gradient="partial" if silent and not pool.shared else "exact")
 
     def check(self, pool: Pool) -> None:
         if self.k > pool.experts:
@@ -86,7 +85,7 @@ class TopKSpec(LinearGateSpec):
         return TopKRouter(self, dim, pool)
 
 
-class TopKRouter(LinearGate):
+class TopKRouter(GatedRouter):
     """See TopKSpec."""
 
     def __init__(self, spec: TopKSpec, dim: int, pool: Pool) -> None:
@@ -94,8 +93,7 @@ class TopKRouter(LinearGate):
         self.spec = spec
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
-        raw = self.logits(x)
-        logits = self.selection_logits(x, raw, ctx)
+        raw, logits, weighing, carry, update = self.gate(x, ctx)
         scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
         scores = self.eligible(scores, ctx)
         if self.spec.groups > 1:
@@ -105,8 +103,10 @@ class TopKRouter(LinearGate):
             expert = expert.masked_fill(best == -torch.inf, self.pool.experts)
         if not surely(ctx.mask):
             expert = expert.masked_fill(~ctx.mask[:, None], self.pool.experts)
-        gate, shared = self.weigh(raw, expert)
-        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
+        gate, shared = self.weigh(weighing, expert)
+        return Routing(
+            expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared, carry=carry, update=update
+        )
 
     def _limit_groups(self, scores: Tensor) -> Tensor:
         """-inf outside the best `top_groups` groups (arXiv 2405.04434 section 2.2.2, 2412.19437 section 2.1.2), the

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import LinearGate, LinearGateSpec, share_of_chosen
+from zoo.moe.routers.base import GatedRouter, GatedRouterSpec, share_of_chosen
 from zoo.moe.routers.near_tie import earlier_picks, near_tie
 from zoo.moe.routing import Routing, RoutingContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopPSpec(LinearGateSpec):
+class TopPSpec(GatedRouterSpec):
     """Every token goes to the smallest set of its best experts whose probabilities sum to at least p.
 
     p          probability mass, 0 < p <= 1; 1 keeps all
@@ -37,7 +37,6 @@ class TopPSpec(LinearGateSpec):
     near_tie: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.p <= 1:
             raise ValueError(f"p: got {self.p}, expected 0 < p <= 1")
         if self.min_k < 1:
@@ -63,7 +62,7 @@ class TopPSpec(LinearGateSpec):
         gradient: Literal["exact", "partial", "none"] = "exact" if exact else "partial"
         if not weighed and self.combine != "prob":
             gradient = "none"
-        return Properties(noise=self.jitter > 0, fixed_k=False, task_gradient=gradient)
+        return Properties(noise=self.gate.noise, fixed_k=False, task_gradient=gradient)
 
     def check(self, pool: Pool) -> None:
         for name in ("min_k", "max_k"):
@@ -85,7 +84,7 @@ class TopPSpec(LinearGateSpec):
         return TopPRouter(self, dim, pool)
 
 
-class TopPRouter(LinearGate):
+class TopPRouter(GatedRouter):
     """See TopPSpec."""
 
     def __init__(self, spec: TopPSpec, dim: int, pool: Pool) -> None:
@@ -94,8 +93,7 @@ class TopPRouter(LinearGate):
         self.slots = spec.slots(pool)
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
-        raw = self.logits(x)
-        logits = self.selection_logits(x, raw, ctx)
+        raw, logits, weighing, carry, update = self.gate(x, ctx)
         if ctx.exclude is not None:  # p is a share of what may be chosen
             logits = logits.masked_fill(ctx.exclude, -torch.inf)
         probs = torch.softmax(logits, dim=-1)
@@ -111,8 +109,10 @@ class TopPRouter(LinearGate):
             keep = torch.ones_like(keep)
         keep = keep & ctx.mask[:, None] & (best > -torch.inf)
         expert = torch.where(keep, expert, self.pool.experts)
-        gate, shared = self.weigh(raw, expert)
-        return Routing(expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared)
+        gate, shared = self.weigh(weighing, expert)
+        return Routing(
+            expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared, carry=carry, update=update
+        )
 
     def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
         """With shared columns the softmax runs over the chosen and the shared ones (UniMoE-Audio, step 7)."""

@@ -87,7 +87,7 @@ def test_longcat_flash() -> None:
     renamed = {"q_down": "q_a_proj", "q_norm": "q_a_layernorm", "q_up": "q_b_proj", "kv_down": "kv_a_proj_with_mqa"}
     renamed |= {"kv_norm": "kv_a_layernorm", "kv_up": "kv_b_proj", "o": "o_proj"}
     values = {
-        "moe.router.weight": state["mlp.router.classifier.weight"],
+        "moe.router.gate.weight": state["mlp.router.classifier.weight"],
         "moe.router.bias": state["mlp.router.e_score_correction_bias"],
         "moe.experts.gate_up": state["mlp.experts.gate_up_proj"][:5],
         "moe.experts.down": state["mlp.experts.down_proj"],
@@ -129,14 +129,14 @@ def test_jetmoe() -> None:
     key, value = state["self_attention.kv_proj.weight"].chunk(2)
     values = {
         "attention_norm.weight": state["input_layernorm.weight"],
-        "attention.router.weight": state["self_attention.experts.router.layer.weight"],
+        "attention.router.gate.weight": state["self_attention.experts.router.layer.weight"],
         "attention.experts.q": state["self_attention.experts.input_linear.weight"],
         "attention.experts.o": state["self_attention.experts.output_linear.weight"],
         "attention.out_bias": state["self_attention.experts.bias"],
         "attention.k.weight": key,
         "attention.v.weight": value,
         "ffn_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn.router.weight": state["mlp.router.layer.weight"],
+        "ffn.router.gate.weight": state["mlp.router.layer.weight"],
         "ffn.experts.gate_up": state["mlp.input_linear.weight"],
         "ffn.experts.down": state["mlp.output_linear.weight"],
         "ffn.out_bias": state["mlp.bias"],
@@ -181,7 +181,7 @@ def test_flex_olmo() -> None:
     values = _attention(state, norms=True) | {
         "attention_post_norm.weight": state["post_attention_layernorm.weight"],
         "ffn_post_norm.weight": state["post_feedforward_layernorm.weight"],
-        "ffn.router.weight": state["mlp.gate.weight"],
+        "ffn.router.gate.weight": state["mlp.gate.weight"],
         "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
         "ffn.experts.down": state["mlp.experts.down_proj"],
     }
@@ -214,7 +214,7 @@ def test_granite() -> None:
     values = _attention(state) | {
         "attention_norm.weight": state["input_layernorm.weight"],
         "ffn_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn.router.weight": found[next(n for n in found if "router" in n)],
+        "ffn.router.gate.weight": found[next(n for n in found if "router" in n)],
         "ffn.experts.gate_up": found[next(n for n in found if "gate_up" in n or "input_linear" in n)],
         "ffn.experts.down": found[next(n for n in found if "down" in n or "output_linear" in n)],
         "ffn.shared_experts.gate_up": state["shared_mlp.input_linear.weight"],
@@ -243,7 +243,7 @@ def test_minimax_reads_and_skips_the_normed_stream() -> None:
     values = _attention(state) | {
         "attention_norm.weight": state["input_layernorm.weight"],
         "ffn_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn.router.weight": state["mlp.gate.weight"],
+        "ffn.router.gate.weight": state["mlp.gate.weight"],
         "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
         "ffn.experts.down": state["mlp.experts.down_proj"],
     }
@@ -276,7 +276,7 @@ def test_phimoe_has_layer_norms() -> None:
     for name, peers in (("attention_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
         values |= {f"{name}.{part}": state[f"{peers}.{part}"] for part in ("weight", "bias")}
     values |= {
-        "ffn.router.weight": state["mlp.router.weight"],
+        "ffn.router.gate.weight": state["mlp.router.weight"],
         "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
         "ffn.experts.down": state["mlp.experts.down_proj"],
     }

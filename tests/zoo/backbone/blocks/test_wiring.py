@@ -171,9 +171,9 @@ def test_equal_own_keys_are_shared_keys() -> None:
 @pytest.mark.parametrize("k", [1, 3])
 def test_one_hot_weights_give_that_experts_own_attention(k: int) -> None:
     """BAM: expert 1 is certain, so its queries, keys, values and output map are all that counts."""
-    built = trunk(routed({"type": "top_k", "k": k, "normalize": "all", "gate_bias": True}, own_keys=True))
+    built = trunk(routed({"type": "top_k", "k": k, "normalize": "all", "gate": {"bias": True}}, own_keys=True))
     state = built.state_dict()
-    state["blocks.0.attention.router.gate_bias"] = torch.tensor([-1e4, 1e4, -1e4])
+    state["blocks.0.attention.router.gate.bias"] = torch.tensor([-1e4, 1e4, -1e4])
     built.load_state_dict(state)
     plain = trunk({"type": "sequential", "attention": ATTENTION, "ffn": DENSE})
     for name in ("q", "o"):

@@ -23,7 +23,7 @@ MIXTRAL_LIKE: dict[str, Any] = {
             "type": "sequential", "attention": {"heads": 2},
             "ffn": {
                 "type": "moe", "routed": 4, "experts": {"type": "swiglu", "hidden": 8},
-                "router": {"type": "top_k", "k": 2, "jitter": 0.1}, "backend": "grouped",
+                "router": {"type": "top_k", "k": 2, "gate": {"jitter": 0.1}}, "backend": "grouped",
                 "balance": [{"type": "switch", "weight": 0.01}],
             },
         }}],
@@ -90,12 +90,12 @@ def test_loading_in_another_precision_and_from_mixed_files(write: Any) -> None:
     checkpoint.write()
     as_stored = zoo.load(checkpoint.folder)
     assert as_stored.modalities["text"].head.weight.dtype == torch.bfloat16
-    assert torch.equal(as_stored.moe_layers()[0].router.weight, checkpoint.tensors[ROUTER])
-    assert as_stored.moe_layers()[1].router.weight.dtype == torch.bfloat16
+    assert torch.equal(as_stored.moe_layers()[0].router.gate.weight, checkpoint.tensors[ROUTER])
+    assert as_stored.moe_layers()[1].router.gate.weight.dtype == torch.bfloat16
     wide = zoo.load(checkpoint.folder, dtype=torch.float32)
     assert {p.dtype for p in wide.parameters()} == {torch.float32}
     half = zoo.load(checkpoint.folder, dtype=torch.float16)
-    assert half.moe_layers()[0].router.weight.dtype == torch.float32
+    assert half.moe_layers()[0].router.gate.weight.dtype == torch.float32
     with pytest.raises(ValueError, match=r"dtype: got torch\.int8"):
         zoo.load(checkpoint.folder, dtype=torch.int8)
 

@@ -26,7 +26,7 @@ def route(scores: Tensor, mask: Tensor | None = None, document: Tensor | None = 
     flat_document = None if document is None else document.flatten()
     ctx = RoutingContext(shape=(rows, length), mask=real.flatten(), document=flat_document)
     with torch.no_grad():
-        router.weight.copy_(torch.eye(experts))
+        router.gate.weight.copy_(torch.eye(experts))
         return router(torch.logit(scores).flatten(0, 1), ctx)
 
 
@@ -111,7 +111,7 @@ def test_later_tokens_matter_unless_a_threshold_decides() -> None:
     other[:, 4:] = 3 * torch.randn(1, 2, 8, dtype=torch.float64, generator=generator)
     ctx = RoutingContext(shape=(1, 6), mask=torch.ones(6, dtype=torch.bool))
     for moe, same in ((layer(share=0.3), False), (layer(select="threshold"), True), (layer(share=1.0), True)):
-        torch.nn.init.normal_(moe.router.weight)  # type: ignore[arg-type]
+        torch.nn.init.normal_(moe.router.gate.weight)  # type: ignore[arg-type]
         before, after = moe(x, ctx).y[:, :4], moe(other, ctx).y[:, :4]
         assert torch.equal(before, after) == same
 
@@ -125,7 +125,7 @@ def test_what_looks_ahead_is_refused_in_a_causal_layer() -> None:
 
 def test_a_threshold_finds_its_share() -> None:
     moe = layer(select="threshold", share=0.3, rate=0.05)
-    torch.nn.init.normal_(moe.router.weight)  # type: ignore[arg-type]
+    torch.nn.init.normal_(moe.router.gate.weight)  # type: ignore[arg-type]
     x = torch.randn(1, 512, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     ctx = RoutingContext(shape=(1, 512), mask=torch.ones(512, dtype=torch.bool))
     shares = []

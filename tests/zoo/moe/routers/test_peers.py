@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Plain]] = {
     "qwen2_moe": (qwen2(False), {"normalize": "all"}),
     "qwen2_moe normalised": (qwen2(True), {}),
     "hunyuan_v1_moe": (hunyuan, {}),
-    "gpt_oss": (gpt_oss, {"gate_bias": True}),
+    "gpt_oss": (gpt_oss, {"gate": {"bias": True}}),
     "longcat_flash": (longcat, {"normalize": "all", "scale": 6.0, "bias": True}),
 }
 
@@ -139,8 +139,8 @@ def test_router(name: str) -> None:
     ours = spec.build(DIM, Pool(routed=EXPERTS - null, null=NullSpec(copy=null)))
     state = {("bias" if "correction" in k else k.rsplit(".")[-1]): v.flatten() for k, v in peer.state_dict().items()}
     if name == "gpt_oss":
-        state["gate_bias"] = state.pop("bias")
-    state["weight"] = state["weight"].view(EXPERTS, DIM)
+        state["gate.bias"] = state.pop("bias")
+    state["gate.weight"] = state.pop("weight").view(EXPERTS, DIM)
     ours.load_state_dict(state)
     x = torch.randn(TOKENS, DIM, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_gpt_oss_layer() -> None:
     config.swiglu_limit = 1.5  # so that it is met
     peer = drawn(GptOssMLP(config))
     experts = {"type": "swiglu", "hidden": 6, "bias": True, "alpha": 1.702, "limit": 1.5, "offset": 1.0}
-    router = {"type": "top_k", "k": 2, "gate_bias": True}
+    router = {"type": "top_k", "k": 2, "gate": {"bias": True}}
     ours = MoE(parse(FeedForwardSpec, {"type": "moe", "routed": 4, "experts": experts, "router": router}), DIM)  # type: ignore[arg-type]
     state = peer.state_dict()
 
@@ -166,8 +166,8 @@ def test_gpt_oss_layer() -> None:
 
     ours.load_state_dict(
         {
-            "router.weight": state["router.weight"],
-            "router.gate_bias": state["router.bias"],
+            "router.gate.weight": state["router.weight"],
+            "router.gate.bias": state["router.bias"],
             "experts.gate_up": halves(state["experts.gate_up_proj"].transpose(1, 2)),
             "experts.gate_up_bias": halves(state["experts.gate_up_proj_bias"]),
             "experts.down": state["experts.down_proj"].transpose(1, 2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from zoo.moe.gates.linear import LinearGateSpec
 from zoo.moe.layer import MoE
 from zoo.moe.pool import Pool
 from zoo.moe.routers.sequence_choice import SequenceChoiceSpec
@@ -16,7 +17,7 @@ from zoo.spec import SpecError, parse
 
 def test_all_real_tokens_of_a_sequence_choose_as_their_mean() -> None:
     torch.manual_seed(0)
-    router = SequenceChoiceSpec(k=2, init_std=1.0).build(6, Pool(routed=4)).double()
+    router = SequenceChoiceSpec(k=2, gate=LinearGateSpec(init_std=1.0)).build(6, Pool(routed=4)).double()
     plain = TopKSpec(k=2).build(6, Pool(routed=4)).double()
     plain.load_state_dict(router.state_dict())
     x = torch.randn(2, 5, 6, dtype=torch.float64)
@@ -34,7 +35,7 @@ def test_all_real_tokens_of_a_sequence_choose_as_their_mean() -> None:
 
 def test_half_of_the_slices_serve_whole_sequences() -> None:
     plain = {"routed": 4, "experts": {"type": "union", "hidden": 3}, "allow_future": True,
-             "router": {"type": "sequence_choice", "k": 2, "init_std": 1.0}}  # fmt: skip
+             "router": {"type": "sequence_choice", "k": 2, "gate": {"init_std": 1.0}}}  # fmt: skip
     torch.manual_seed(1)
     moe = MoE(parse(MoESpec, plain), 8).double()
     stats = moe(torch.randn(1, 9, 8).double(), RoutingContext(shape=(1, 9), mask=torch.ones(9, dtype=torch.bool))).stats
@@ -45,5 +46,5 @@ def test_what_cannot_be_is_refused() -> None:
     plain = {"routed": 4, "experts": {"type": "union", "hidden": 3}, "router": {"type": "sequence_choice"}}
     with pytest.raises(SpecError, match="router: lets later tokens matter"):
         parse(MoESpec, plain)
-    with pytest.raises(ValueError, match=r"jitter: got 0\.1"):
-        SequenceChoiceSpec(jitter=0.1)
+    with pytest.raises(ValueError, match="gate: expected one without noise"):
+        SequenceChoiceSpec(gate=LinearGateSpec(jitter=0.1))

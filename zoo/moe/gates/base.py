@@ -1,0 +1,111 @@
+"""The contract of gates: `gate(x [T, D], ctx) -> Signal`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modalities.precise import Precise
+from zoo.moe.pool import Pool
+from zoo.moe.routing import RoutingContext
+from zoo.spec import Cost
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Signal(NamedTuple):
+    """What a gate says about the tokens of a flat batch.
+
+    raw        [T, E + Ns]  noise-free logits, shared columns last: what losses, traces and policies see
+    selection  [T, E]       the logits that experts are chosen by; `raw` but for noise
+    weighing   [T, E + Ns]  the logits that weights are computed from; `raw` but for noise that weights see too
+    carry      name -> tensor [T, ...] for the gates of later layers, over depth only
+    update     name -> tensor, sums over the real tokens for running statistics, see Router.update
+    """
+
+    raw: Tensor
+    selection: Tensor
+    weighing: Tensor
+    carry: Mapping[str, Tensor] = NOTHING
+    update: Mapping[str, Tensor] = NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """The description of a gate; `type` names it, linear where it is left out.
+
+    carried  whether it reads what a gate of its kind in the MoE layer before left in the carry
+    """
+
+    kind: ClassVar[str] = "gate"
+    default_type: ClassVar[str] = "linear"
+    carried: ClassVar[bool] = False
+
+    @property
+    def noise(self) -> bool:
+        """Whether training draws random numbers."""
+        return False
+
+    def follow(self, previous: GateSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
+        """Raises ValueError("key: ...") where it cannot stand in the MoE layer after one with that gate and that pool
+        (None in the first MoE layer)."""
+
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        """Parameters and operations for one token, in the first MoE layer."""
+        raise NotImplementedError
+
+    def follow_cost(self, dim: int, pool: Pool) -> Cost:
+        """What is added to `cost` (less than nothing for shared parts) in the MoE layers after the first."""
+        return Cost()
+
+    def build(self, dim: int, pool: Pool) -> Gate:
+        """The gate of a layer of width `dim`."""
+        raise NotImplementedError
+
+
+class Gate(Precise):
+    """Gives the raw logits of a router. Its parameters and state stay float32 when the model is cast to bfloat16."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor, ctx: RoutingContext) -> Signal:
+        """x [T, D] clean (finite) inputs, whatever autocast says in float32 at least."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.signal(x, ctx)
+        return self.signal(x, ctx)
+
+    def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
+        """`forward` without autocast; the logits, noise-free, where a gate does not say otherwise."""
+        raw = self.logits(x, ctx)
+        return Signal(raw, raw[:, : self.pool.experts] if self.pool.shared else raw, raw)
+
+    def logits(self, x: Tensor, ctx: RoutingContext) -> Tensor:
+        """[T, D] -> raw logits [T, E + Ns]."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Draws the gate anew."""
+        raise NotImplementedError
+
+    def link(self, earlier: Sequence[Gate]) -> None:
+        """Once after the trunk is built: the gates of the MoE layers before, in order. Nothing by default."""
+
+    def update(self, totals: Mapping[str, Tensor]) -> None:
+        """Once per optimiser step: takes up the summed `Signal.update`. Nothing by default."""
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, D], weight [N, D], bias [N] -> [T, N] in float32 at least."""
+    if x.dtype == weight.dtype == torch.float32:
+        return F.linear(x, weight, bias)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))

@@ -1,0 +1,72 @@
+"""The usual gate: one linear map of the router's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.moe.gates.base import Gate, GateSpec, Signal, affine
+from zoo.moe.pool import Pool
+from zoo.moe.routing import RoutingContext
+from zoo.spec import Cost, linear_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGateSpec(GateSpec):
+    """One linear map.
+
+    jitter    training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
+    init_std  standard deviation of the initial weights
+    bias      whether the map has a (learned) bias, which weights see too (gpt-oss)
+    """
+
+    jitter: float = 0.0
+    init_std: float = 0.02
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter: got {self.jitter}, expected 0 <= jitter < 1")
+        if self.init_std < 0:
+            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
+
+    @property
+    def noise(self) -> bool:
+        return self.jitter > 0
+
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        return linear_cost(dim, pool.columns, self.bias)
+
+    def build(self, dim: int, pool: Pool) -> LinearGate:
+        return LinearGate(self, dim, pool)
+
+
+class LinearGate(Gate):
+    """weight [E + Ns, D], and bias [E + Ns] where it has one."""
+
+    def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
+        super().__init__(pool)
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(pool.columns, dtype=torch.float32)) if spec.bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew; the bias starts at zero."""
+        nn.init.normal_(self.weight, std=self.spec.init_std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def logits(self, x: Tensor, ctx: RoutingContext) -> Tensor:
+        return affine(x, self.weight, self.bias)
+
+    def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
+        raw = affine(x, self.weight, self.bias)
+        noisy = raw
+        if self.spec.jitter and ctx.training and ctx.generator is not None:
+            noise = torch.empty(x.shape, dtype=torch.float32, device=ctx.generator.device)
+            noise.uniform_(1 - self.spec.jitter, 1 + self.spec.jitter, generator=ctx.generator)
+            noisy = affine(x * noise.to(x.device), self.weight, self.bias)
+        return Signal(raw, noisy[:, : self.pool.experts] if self.pool.shared else noisy, raw)
