@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.backbone.context import BlockContext, Carry
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
+from zoo.moe.routers.base import RouterSpec
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
 from zoo.moe.stats import Stats
@@ -38,6 +39,12 @@ class InnerMoE(MoE):
         if self.now is None:
             raise RuntimeError(f"{type(self).__name__}: called outside of its block")
         return self.now
+
+
+def check_router(router: RouterSpec) -> None:
+    """Raises ValueError("router...") where a router of inner MoE layers would read, or leave, what is another's."""
+    if getattr(getattr(router, "gate", None), "carried", False):
+        raise ValueError("router.gate: reads the MoE layer before; expected one that reads its own input alone")
 
 
 def inside(block: nn.Module) -> list[InnerMoE]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.backbone.adapters.base import Adapter, AdapterSpec, Map, maps_of
 from zoo.backbone.adapters.counts import BANDS, Rule, spread
-from zoo.backbone.inner import InnerMoE
+from zoo.backbone.inner import InnerMoE, check_router
 from zoo.moe.balance.base import BalanceSpec
 from zoo.moe.experts.lora import LoraSpec
 from zoo.moe.layer import MoE
@@ -58,6 +58,7 @@ class LoraExpertsSpec(AdapterSpec):
             raise ValueError("targets: got none, expected at least one pattern")
         if getattr(self.router, "bias", False):
             raise ValueError("router.bias: the maps of a layer share one record, which moves no bias; expected false")
+        check_router(self.router)
         most = max(BANDS[self.counts] if isinstance(self.counts, str) else self.counts, default=0)
         least = min((self.ranks,) if isinstance(self.ranks, int) else self.ranks, default=0)
         if least < 1:

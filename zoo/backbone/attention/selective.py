@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.backbone.attention.base import Attention, AttentionSpec
 from zoo.backbone.attention.product import attend
 from zoo.backbone.context import BlockContext
-from zoo.backbone.inner import InnerMoE
+from zoo.backbone.inner import InnerMoE, check_router
 from zoo.backbone.mask import Visible
 from zoo.backbone.rope import Rotation
 from zoo.moe.balance.base import BalanceSpec
@@ -57,6 +57,7 @@ class SelectiveSpec(AttentionSpec):
             raise ValueError(f"heads: got {self.heads}, expected 1 or more")
         if self.head_dim is not None and self.head_dim < 1:
             raise ValueError(f"head_dim: got {self.head_dim}, expected 1 or more")
+        check_router(self.router)
         self.layer(1)
 
     def check(self, dim: int) -> None:
