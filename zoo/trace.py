@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """One MoE layer in one forward pass over T = B * S tokens.
+    """One MoE layer in one forward pass over T = B * S tokens, which stand once for each map where the layer is an
+    adapter's.
 
     forward   number of the pass, from 0
     layer     number of the MoE layer, from 0
