@@ -35,13 +35,13 @@ def write_tensors(
 
     Raises ValueError for an impossible size, OSError where a file cannot be written.
     """
-    shards = _shards(forms, max_shard_size)
-    if len(shards) == 1:
-        _write_file(folder / tensors.SINGLE, {name: value(name) for name in shards[0]})
+    groups = shards(forms, max_shard_size)
+    if len(groups) == 1:
+        _write_file(folder / tensors.SINGLE, {name: value(name) for name in groups[0]})
         return
     weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+    for i, shard in enumerate(groups, 1):
+        file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
         _write_file(folder / file, {name: value(name) for name in shard})
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": skeleton.size(forms.values())}, "weight_map": weight_map}
@@ -58,20 +58,20 @@ def _write_file(path: Path, state: dict[str, Tensor]) -> None:
         raise OSError(f"{path.name}: could not be written, what was there before is unchanged: {error}") from error
 
 
-def _shards(forms: Mapping[str, Tensor], limit: int | None) -> list[list[str]]:
+def shards(forms: Mapping[str, Tensor], limit: int | None) -> list[list[str]]:
     """The names in their order, cut where the next would exceed `limit` bytes; a tensor is never cut."""
     if limit is not None and limit < 1:
         raise ValueError(f"max_shard_size: got {limit}, expected a number of bytes, 1 or more")
-    shards: list[list[str]] = [[]]
+    found: list[list[str]] = [[]]
     used = 0
     for name, form in forms.items():
         held = skeleton.size([form])
-        if limit is not None and shards[-1] and used + held > limit:
-            shards.append([])
+        if limit is not None and found[-1] and used + held > limit:
+            found.append([])
             used = 0
-        shards[-1].append(name)
+        found[-1].append(name)
         used += held
-    return shards
+    return found
 
 
 def write_beside(folder: Path, name: str, model: nn.Module, card: CardFields) -> None:

@@ -190,5 +190,7 @@ def nonfinite(stored: Mapping[str, Stored], seen: Callable[[int], object] | None
 
 def _not_finite(part: Tensor) -> int:
     """How many numbers are NaN or infinite; where there are none, nothing is allocated."""
+    if not part.numel():
+        return 0
     low, high = torch.aminmax(part)  # NaN spreads
     return 0 if bool(low.isfinite() & high.isfinite()) else part.numel() - int(part.isfinite().sum())

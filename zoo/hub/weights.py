@@ -17,7 +17,7 @@ from zoo.hub.conversion import checkpoint
 from zoo.hub.entries import EntryError, find_entry, has_entry, is_path
 from zoo.hub.folder import check_target, replacing
 from zoo.models.origin import Origin
-from zoo.spec import SpecError, dump, parse
+from zoo.spec import Plain, SpecError, dump, parse
 
 if TYPE_CHECKING:
     from zoo.models.unified import Unified
@@ -56,7 +56,7 @@ def load(
     holds a public checkpoint of a supported family, or `hf:org/name@revision`.
 
     dtype is that of the file where None; parts that need float32 (routers, codecs) keep it. Names, shapes and dtypes
-    are checked against the spec before anything is allocated.
+    are checked against the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
     Raises EntryError, FileNotFoundError, SpecError, or WeightsError that lists every tensor that does not fit.
     """
     _check_dtype(dtype)
@@ -86,9 +86,21 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
 
 def read_model(folder: Path) -> Unified:
     """The model of a folder that zoo.save wrote, on the CPU. Its tensors are the mapped files until they change."""
+    content = config.read(folder / "config.json")
+    model, stored = fitted(folder, content)
+    model.load_state_dict(tensors.read(stored), assign=True)
+    source = content.get("source", {"family": None, "fields": {}})
+    model.origin = Origin(source["family"], source["fields"], folder)
+    return model
+
+
+def fitted(folder: Path, content: Plain) -> tuple[Unified, dict[str, tensors.Stored]]:
+    """The model of a config.json of ours, its parameters without memory, and the tensors of the folder, which fit it.
+
+    Raises SpecError, FileNotFoundError, or WeightsError that lists every tensor that does not fit.
+    """
     from zoo.models.unified import ModelSpec
 
-    content = config.read(folder / "config.json")
     try:
         spec = parse(ModelSpec, content["spec"])
     except SpecError as error:
@@ -98,10 +110,7 @@ def read_model(folder: Path) -> Unified:
     checkpoint.check_size(spec.cost().total, stored, folder)
     model = skeleton.build(spec.build)
     tensors.check(stored, model.state_dict(), folder)
-    model.load_state_dict(tensors.read(stored), assign=True)
-    source = content.get("source", {"family": None, "fields": {}})
-    model.origin = Origin(source["family"], source["fields"], folder)  # type: ignore[assignment]
-    return model  # type: ignore[return-value]
+    return model, stored  # type: ignore[return-value]
 
 
 def prefetch(ref: str | os.PathLike[str]) -> Path:

@@ -121,11 +121,12 @@ def as_prompt(text: Text, ids: Tensor, attention_mask: Tensor | None) -> Batch:
 
 
 @torch.inference_mode()
-def read_text(model: Answering, text: str, rows: int = 8) -> None:
-    """Runs a text of any length through the model, cut into rows of the length it trains on; for traces."""
+def read_text(model: Answering, text: str, rows: int = 8, most: int | None = None) -> None:
+    """Runs a text of any length through the model, cut into rows of the length it trains on, `rows` at a time and no
+    more than `most` of them; for traces."""
     name = model.find("text")
     module = cast(Text, model.modalities[name])
-    ids = module.example({"text": text})["ids"].split(module.spec.length)
+    ids = module.example({"text": text})["ids"].split(module.spec.length)[:most]
     with evaluating(model):
         for start in range(0, len(ids), rows):
             batch = module.batch(ids[start : start + rows])

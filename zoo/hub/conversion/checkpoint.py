@@ -89,7 +89,8 @@ def load(
     """
     found = plan(folder, content)
     values = stream.allocate(found.model, found.pieces, found.read, dtype, device)
-    stream.fill(values, found.pieces, found.read)
+    if device is None or torch.device(device).type != "meta":  # else the description is all that is asked for
+        stream.fill(values, found.pieces, found.read)
     found.model.load_state_dict(values, assign=True)
     found.model.origin = Origin(found.family.name, dict(content), folder)
     return found.model
