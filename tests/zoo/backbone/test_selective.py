@@ -234,3 +234,12 @@ def test_operations_are_those_of_the_tokens_that_heads_serve() -> None:
     maps, products = 64 * 2 * 4 * DIM * DIM, 2 * 4 * DIM * 32 * 32
     assert counted(1.0) in (maps, maps + products)  # torch does not count every fused product
     assert counted(0.5) in (maps // 2, maps // 2 + products // 4)
+
+
+@pytest.mark.parametrize("router", [ROUTERS[0], ROUTERS[3]])
+def test_gradients_are_derivatives(router: dict[str, Any]) -> None:
+    module, x = build(router, bias=True, out_bias=True), states(seed=7).requires_grad_()
+    parameters = [x, *module.parameters()]
+    assert torch.autograd.gradcheck(
+        lambda x, *_: answer(module, x, context(x, turned=True)), parameters, fast_mode=True
+    )
