@@ -72,7 +72,8 @@ class Family:
 
     def _check_architecture(self, fields: Fields) -> None:
         named = fields.get("architectures", list, [])
-        if named and self.architecture not in named:
+        # publishers and transformers do not always agree on capitals (PhiMoE, Phimoe)
+        if named and self.architecture.lower() not in [str(name).lower() for name in named]:
             raise fields.error("architectures", f"got {named}, supported is {self.architecture}")
 
 

@@ -49,6 +49,7 @@ NAMES = (
     "gpt_oss",
     "ernie4_5_moe",
     "hunyuan_v1_moe",
+    "phimoe",
     "deepseek_v3",
     "deepseek_v2",
     "dots1",
