@@ -18,7 +18,7 @@ from zoo.hub.card import CardFields
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED, Family
 from zoo.hub.conversion.language import Language, MismatchError
-from zoo.hub.conversion.pieces import Piece
+from zoo.hub.conversion.pieces import Piece, by_name, together
 from zoo.hub.conversion.rotary import FORMS
 from zoo.hub.conversion.same import differences
 from zoo.hub.conversion.surplus import PREDICTORS
@@ -61,8 +61,7 @@ def export(
     state = files.state_of(model)
 
     def value(name: str) -> Tensor:
-        piece = ready.pieces[name]
-        return piece.view(state).reshape(piece.form(state)).to("cpu", ready.forms[name].dtype).contiguous()
+        return together(ready.pieces[name], state).to("cpu", ready.forms[name].dtype).contiguous()
 
     with replacing(folder) as beside:
         (beside / "config.json").write_text(json.dumps(ready.fields, indent=2) + "\n", encoding="utf-8")
@@ -78,14 +77,14 @@ class Ready:
     family  as which family
     layout  in which of its layouts
     fields  config.json
-    pieces  their names, and which part of ours each is
+    pieces  their names, and which parts of ours each is
     forms   their names with shape and dtype, no memory
     """
 
     family: Family
     layout: str
     fields: Plain
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, tuple[Piece, ...]]
     forms: Mapping[str, Tensor]
 
 
@@ -100,11 +99,11 @@ def prepare(
     unified = cast("Unified", model)
     found, fields = choose(unified.spec, unified.origin, family)
     layout = found.layouts[0] if format == "hf" else _stacked(found)
-    pieces = {piece.theirs: piece for piece in found.rules(full(unified.spec), layout) if not piece.again}
+    pieces = by_name(piece for piece in found.rules(full(unified.spec), layout) if not piece.again)
     state = model.state_dict()
     final = _final(model, dtype, state)
-    precision = str(final[next(iter(pieces.values())).ours]).removeprefix("torch.")
-    forms = {n: torch.empty(p.form(state), dtype=final[p.ours], device="meta") for n, p in pieces.items()}
+    precision = str(final[next(iter(pieces.values()))[0].ours]).removeprefix("torch.")
+    forms = {n: torch.empty(p[0].form(state), dtype=final[p[0].ours], device="meta") for n, p in pieces.items()}
     return Ready(found, layout, {**fields, "dtype": precision, "torch_dtype": precision}, pieces, forms)
 
 

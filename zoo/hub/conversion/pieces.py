@@ -55,6 +55,7 @@ class Piece:
     shape    shape of theirs where it is not the view's (the elements are in the same order)
     again    theirs repeats what another piece gives (a head that is tied to the embedding): it may be absent, has to be
              equal where it is there, and is left out on export
+    part     which part of theirs it is, where theirs (of this `shape`) holds several of ours; None for all of it
     """
 
     theirs: str
@@ -62,6 +63,7 @@ class Piece:
     place: Place = WHOLE
     shape: tuple[int, ...] | None = None
     again: bool = False
+    part: Place | None = None
 
     def view(self, state: Mapping[str, Tensor]) -> Tensor:
         """The part of ours that holds theirs, in the order of its axes."""
@@ -70,6 +72,30 @@ class Piece:
     def form(self, state: Mapping[str, Tensor]) -> tuple[int, ...]:
         """The shape of theirs."""
         return tuple(self.view(state).shape) if self.shape is None else self.shape
+
+    def within(self, theirs: Tensor) -> Tensor:
+        """The part of theirs that this piece is, a view."""
+        return theirs if self.part is None else self.part(theirs)
+
+
+def by_name(pieces: Iterable[Piece]) -> dict[str, tuple[Piece, ...]]:
+    """The pieces of each tensor of theirs, in order of first mention."""
+    found: dict[str, tuple[Piece, ...]] = {}
+    for piece in pieces:
+        found[piece.theirs] = (*found.get(piece.theirs, ()), piece)
+    return found
+
+
+def together(pieces: Iterable[Piece], state: Mapping[str, Tensor]) -> Tensor:
+    """Their tensor from its pieces: a view of ours where there is one alone."""
+    first, *others = pieces
+    if not others and first.part is None:
+        return first.view(state).reshape(first.form(state))
+    out = first.view(state).new_empty(first.form(state))
+    for piece in (first, *others):
+        target = piece.within(out)
+        target.copy_(piece.view(state).reshape(target.shape))
+    return out
 
 
 def unproduced(pieces: Iterable[Piece], state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from modalities.precise import Precise
 from zoo.hub import tensors
 from zoo.hub.conversion.family import Family
 from zoo.hub.conversion.language import Language
-from zoo.hub.conversion.pieces import Piece, unproduced
+from zoo.hub.conversion.pieces import Piece, by_name, unproduced
 from zoo.hub.tensors import Stored, WeightsError
 
 
@@ -81,18 +81,18 @@ def fill(values: Mapping[str, Tensor], pieces: Sequence[Piece], stored: Mapping[
 
     The files are mapped, not read into memory, so nothing but `values` is held. Raises WeightsError.
     """
-    by_name = {piece.theirs: piece for piece in pieces}
+    named = by_name(pieces)
     again = []
     with torch.no_grad():
         for name, value in tensors.each(stored):
-            piece = by_name[name]
-            if piece.again:
+            if named[name][0].again:
                 again.append(name)
                 continue
-            target = piece.view(values)
-            target.copy_(value.view(target.shape))
+            for piece in named[name]:
+                target = piece.view(values)
+                target.copy_(piece.within(value).reshape(target.shape))
         for name, value in tensors.each({name: stored[name] for name in again}):
-            _compare(by_name[name], value, values, stored[name].file)
+            _compare(named[name][0], value, values, stored[name].file)
 
 
 def _compare(piece: Piece, value: Tensor, values: Mapping[str, Tensor], file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.hub.conversion.pieces import WHOLE, Piece, unproduced
+from zoo.hub.conversion.pieces import WHOLE, Piece, by_name, together, unproduced
 
 
 def test_places_are_views_in_their_order() -> None:
@@ -25,3 +25,14 @@ def test_elements_that_are_left_or_given_twice() -> None:
     assert unproduced(rows[1:], state) == {"a": 4}
     assert unproduced([*rows, Piece("w", "b")], state) == {"b": -3}
     assert unproduced([*rows, Piece("w", "c")], state) == {"c": -1}
+
+
+def test_one_of_theirs_from_several_of_ours() -> None:
+    state = {"k": torch.arange(6.0).view(3, 2), "v": torch.arange(6.0, 12.0).view(3, 2)}
+    turns = WHOLE.unflatten(0, 3, 2)
+    pieces = [Piece("kv", name, shape=(6, 2), part=turns.index(i, axis=1)) for i, name in enumerate("kv")]
+    found = by_name(pieces)
+    assert list(found) == ["kv"] and unproduced(pieces, state) == {}
+    whole = together(found["kv"], state)
+    assert torch.equal(whole, torch.stack([state["k"], state["v"]], 1).flatten(0, 1))
+    assert all(torch.equal(piece.within(whole), state[piece.ours]) for piece in pieces)
