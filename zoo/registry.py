@@ -25,6 +25,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "gate": {
         "linear": "zoo.moe.gates.linear:LinearGateSpec",
+        "gumbel": "zoo.moe.gates.gumbel:GumbelGateSpec",
     },
     "policy": {
         "capacity": "zoo.moe.policies.capacity:CapacitySpec",
@@ -55,6 +56,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adaln": "zoo.backbone.blocks.adaln:AdaLNSpec",
         "shortcut": "zoo.backbone.blocks.shortcut:ShortcutSpec",
         "attention_experts": "zoo.backbone.blocks.attention_experts:AttentionExpertsSpec",
+        "double_gating": "zoo.backbone.blocks.double_gating:DoubleGatingSpec",
     },
     "attention": {
         "grouped_query": "zoo.backbone.attention.grouped_query:GroupedQuerySpec",

@@ -10,6 +10,7 @@ from typing import Any
 
 from zoo.backbone.attention.selective import SelectiveSpec
 from zoo.backbone.blocks.base import BlockSpec
+from zoo.backbone.blocks.double_gating import DoubleGatingSpec
 from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
 from zoo.backbone.trunk import BackboneSpec
 from zoo.models.unified import UnifiedSpec
@@ -55,6 +56,8 @@ def choices(part: Any, dim: int, keys: float) -> Iterator[Choice]:
             yield from choices(block, dim, keys)
             if adapter is not None and adapter.stands(maps[index], index, part.depth):
                 yield Choice(0.0, 0.0)  # what stands beside the block's maps counts as stated
+    elif isinstance(part, DoubleGatingSpec):  # its experts answer two states
+        yield from [Choice.of(part.moe, dim)] * 2
     elif isinstance(part, BlockSpec):  # an inner MoE layer leaves its record behind the block's own
         values = [getattr(part, field.name) for field in dataclasses.fields(part)]
         for value in sorted(values, key=lambda value: isinstance(value, SelectiveSpec)):

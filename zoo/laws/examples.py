@@ -44,6 +44,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"groups": 2, "top_groups": 1, "k": 2},
         {"groups": 2, "top_groups": 1, "group_score": "top2", "score": "sigmoid", "bias": True},
         {"gate": {"jitter": 0.3}},
+        {"gate": {"type": "gumbel"}},
     ],
     ("router", "top_p"): [
         {"p": 1.0},
@@ -88,7 +89,11 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("block", "shortcut"): [
         {"dense": TWO, "source": "input", "combine": "sigmoid"},
         {"dense": TWO, "source": "attention", "own_norm": False},
-        {"dense": TWO, "source": "output", "own_norm": False, "combine": "softmax"},
+        {"dense": TWO, "source": "output", "own_norm": False, "combine": "softmax", "combine_bias": True},
+    ],
+    ("block", "double_gating"): [
+        {"dense": [], "source": "input"},
+        {"dense": TWO, "source": "output"},
     ],
     ("attention", "grouped_query"): [
         {"heads": 4, "kv_heads": 2},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import Block, BlockSpec, Place, context_of, record
 from zoo.backbone.context import BlockContext, Carry
-from zoo.moe.experts.ffn import fan_in_
+from zoo.moe.experts.ffn import fan_in_, zero_
 from zoo.moe.feed_forward import DenseSpec
 from zoo.moe.layer import Handle, MoE
 from zoo.moe.spec import MoESpec
@@ -27,7 +27,8 @@ class ShortcutSpec(BlockSpec):
 
     ScMoE (arXiv 2404.05019): two sub-layers, the second dense network being the shared expert, source input (Pos-3),
     attention (Pos-2) or output (Pos-1); for MoE in every block one sub-layer and source input. LongCat-Flash (arXiv
-    2509.01322): two sub-layers, source attention, own_norm false.
+    2509.01322): two sub-layers, source attention, own_norm false. PR-MoE's residual layer (DeepSpeed-MoE, arXiv
+    2201.05596): one sub-layer, source attention, own_norm false, combine add, or softmax with combine_bias.
 
     attention  the attention of every sub-layer
     dense      the dense network of each sub-layer, in order; as many sub-layers as there are networks
@@ -36,6 +37,7 @@ class ShortcutSpec(BlockSpec):
     own_norm   whether it has a norm of its own; else it reads that state as the dense path's next norm gives it
     combine    how the last dense network and the MoE layer are added: add, sigmoid (the network times sigmoid(w u);
                ScMoE's CG-1), softmax (both weighed by softmax(W u); CG-2), u being what that network reads
+    combine_bias  whether that map of u has a bias
     """
 
     attention: AttentionSpec
@@ -44,6 +46,7 @@ class ShortcutSpec(BlockSpec):
     source: Literal["input", "attention", "output"] = "attention"
     own_norm: bool = True
     combine: Literal["add", "sigmoid", "softmax"] = "add"
+    combine_bias: bool = False
 
     def __post_init__(self) -> None:
         if not self.dense:
@@ -56,6 +59,8 @@ class ShortcutSpec(BlockSpec):
             raise ValueError(
                 "source: got 'output' with one sub-layer, expected 'input' or 'attention', or two in dense"
             )
+        if self.combine_bias and not self.coefficients:
+            raise ValueError("combine_bias: got true with combine add, which has no map; expected sigmoid or softmax")
 
     def check(self, dim: int, cond: int) -> None:
         try:
@@ -68,7 +73,7 @@ class ShortcutSpec(BlockSpec):
         for dense in self.dense:
             layers = layers + dense.cost(dim)
         extra = norm if self.own_norm else Cost()
-        return layers + self.moe.cost(dim) + extra + linear_cost(dim, self.coefficients)
+        return layers + self.moe.cost(dim) + extra + linear_cost(dim, self.coefficients, self.combine_bias)
 
     @property
     def coefficients(self) -> int:
@@ -92,9 +97,10 @@ class Shortcut(Block):
         self.dense = nn.ModuleList(dense.build(dim) for dense in spec.dense)
         self.moe = cast(MoE, spec.moe.build(dim))
         self.moe_norm = place.norm(dim) if spec.own_norm else None
-        self.combine = nn.Linear(dim, spec.coefficients, bias=False) if spec.coefficients else None
+        self.combine = nn.Linear(dim, spec.coefficients, bias=spec.combine_bias) if spec.coefficients else None
         if self.combine is not None:
             fan_in_(self.combine.weight)
+            zero_(self.combine.bias)
 
     @property
     def attentions(self) -> list[Attention]:  # type: ignore[override]
