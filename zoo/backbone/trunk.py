@@ -16,6 +16,7 @@ from zoo.backbone.attention import Attention, AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec, Place
 from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
 from zoo.backbone.cache import Cache
+from zoo.backbone.chain import chain_cost, check_chain
 from zoo.backbone.context import BlockContext, Carry
 from zoo.backbone.inner import InnerMoE, inside, run
 from zoo.backbone.mask import visibility
@@ -53,6 +54,7 @@ class BackboneSpec:
     rope        rotary positions
     norm        kind of the blocks' norms and the final one: rms or layer (with bias; PhiMoE)
     norm_eps    epsilon of all norms
+    final_eps   that of the final norm, or null for norm_eps (JetMoE)
     cond        width of the rows' conditioning, 0 for none
     checkpoint  recompute activations of blocks in the backward pass instead of keeping them
     adapter     what stands beside linear maps of the blocks, or null for nothing
@@ -63,6 +65,7 @@ class BackboneSpec:
     rope: RopeSpec = RopeSpec()
     norm: NormKind = "rms"
     norm_eps: float = 1e-6
+    final_eps: float | None = None
     cond: int = 0
     checkpoint: bool = False
     adapter: AdapterSpec | None = None
@@ -76,6 +79,8 @@ class BackboneSpec:
             raise ValueError(f"cond: got {self.cond}, expected 0 or more")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}, expected more than 0")
+        if self.final_eps is not None and self.final_eps <= 0:
+            raise ValueError(f"final_eps: got {self.final_eps}, expected more than 0, or null")
         for i, layers in enumerate(self.layers):
             try:
                 layers.block.check(self.dim, self.cond)
@@ -87,12 +92,19 @@ class BackboneSpec:
                 except ValueError as error:
                     raise ValueError(f"layers[{i}].block.{name}.{error}") from error
             self._check_rope(layers.block)
+        check_chain(self.blocks())
         self._check_cond()
         if self.adapter is not None:
             try:
                 self.adapter.check(self.maps())
             except ValueError as error:
                 raise ValueError(f"adapter.{error}") from error
+
+    def blocks(self) -> list[tuple[str, BlockSpec]]:
+        """(path, description) of every block, repeated ones as often as they are."""
+        return [
+            (f"layers[{i}].block", layers.block) for i, layers in enumerate(self.layers) for _ in range(layers.repeat)
+        ]
 
     def maps(self) -> list[dict[str, Map]]:
         """For each block the linear maps that an adapter can stand beside, by name; without weights."""
@@ -133,6 +145,7 @@ class BackboneSpec:
         total = norm  # the final one
         for layers in self.layers:
             total = total + layers.block.cost(self.dim, length, self.cond, norm).times(layers.repeat)
+        total = total + chain_cost(self.blocks(), self.dim)
         return total if self.adapter is None else total + self.adapter.cost(self.maps())
 
     def build(self) -> Backbone:
@@ -180,9 +193,12 @@ class Backbone(nn.Module):
         attentions: list[Attention] = [a for block in self.blocks for a in block.attentions]  # type: ignore[union-attr]
         self.windows = [a.window for a in attentions]
         self.turned = sorted({a.rotary for a in attentions if a.rotary})
-        self.norm = build_norm(spec.norm, spec.dim, spec.norm_eps)
+        self.norm = build_norm(spec.norm, spec.dim, spec.norm_eps if spec.final_eps is None else spec.final_eps)
         if spec.adapter is not None:
             spec.adapter.hold(self)
+        routers = [layer.router for layer in self.moe_layers()]
+        for index, router in enumerate(routers):
+            router.link(routers[:index])
 
     def moe_layers(self) -> list[MoE]:
         """The MoE layers in the order of their records."""

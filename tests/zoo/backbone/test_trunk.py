@@ -125,7 +125,10 @@ def test_few_tokens(trunk: Build, tokens: Make, rows: int, length: int) -> None:
 
 
 def test_noise_is_fixed_by_the_seed_and_differs_between_layers(trunk: Build, tokens: Make) -> None:
-    noisy = {**plain(), "ffn": {**MOE, "router": {"type": "top_k", "k": 1, "normalize": "all", "gate": {"jitter": 0.9}}}}
+    noisy = {
+        **plain(),
+        "ffn": {**MOE, "router": {"type": "top_k", "k": 1, "normalize": "all", "gate": {"jitter": 0.9}}},
+    }
     built = trunk(noisy, noisy).train()
     given = tokens(4, 40)
 
@@ -144,3 +147,11 @@ def test_the_norm_computes_in_float32_and_keeps_the_dtype() -> None:
     expected = wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     assert norm(x).dtype == torch.bfloat16
     torch.testing.assert_close(norm(x), expected.to(torch.bfloat16))
+
+
+def test_the_final_norm_can_have_an_epsilon_of_its_own(trunk: Build) -> None:
+    built = trunk(plain(), norm_eps=1e-5, final_eps=1e-2)
+    assert built.norm.eps == 1e-2 and built.blocks[0].attention_norm.eps == 1e-5
+    assert trunk(plain(), norm_eps=1e-5).norm.eps == 1e-5
+    with pytest.raises(ValueError, match="final_eps: got 0"):
+        trunk(plain(), final_eps=0.0)
