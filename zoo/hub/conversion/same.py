@@ -13,6 +13,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "moe": ("balance", "backend", "recompute", "dispatch", "allow_future"),
     "top_k": ("allow_constant",),
     "linear": ("jitter", "init_std"),
+    "routed_attention": ("type", "balance", "allow_future"),
     "text": ("length", "tokenizer", "vocab"),
 }
 
@@ -41,6 +42,13 @@ def _read(plain: Any, dim: int) -> Any:
         left["kv_heads"] = plain["heads"] if plain["kv_heads"] is None else plain["kv_heads"]
         left["head_dim"] = dim // plain["heads"] if plain["head_dim"] is None else plain["head_dim"]
         left["scale"] = left["head_dim"] ** -0.5 if plain["scale"] is None else plain["scale"]
+    if plain.get("type") == "attention_experts":
+        heads = plain["attention"]
+        sizes = {
+            "kv_heads": heads["kv_heads"] or heads["heads"],
+            "head_dim": heads["head_dim"] or dim // heads["heads"],
+        }
+        left["attention"] = _read({**heads, **sizes, "type": "routed_attention"}, dim)
     return left
 
 

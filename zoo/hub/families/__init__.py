@@ -15,8 +15,9 @@ three things (see zoo.hub.conversion.family.Family), most of them by calling wha
    export reads the fields back with `spec` and compares. write.py mirrors read.py part by part.
 3. `rules(model, layout)` yields a `Piece` per tensor: their name, ours, and which view of ours theirs is
    (`WHOLE.index(expert).rows(0, hidden)`, with `shape` where theirs has other axes, and a `Piece` per `part` of theirs
-   where it holds several of ours). rules.py has generators for the shared parts. Every element of ours has to be covered once. Families whose experts transformers 5 stacks have two
-   layouts, SEPARATE (what is on the hub, and what export writes) and FUSED; the names tell which one a checkpoint has.
+   where it holds several of ours). rules.py has generators for the shared parts. Every element of ours has to be
+   covered once. Families whose experts transformers 5 stacks have two layouts, SEPARATE (what is on the hub, and what
+   export writes) and FUSED; the names tell which one a checkpoint has.
 
 Then write `tests/parity/families/<model_type>.py`: BASE (fields of a tiny model) and VARIANTS (name -> fields that
 differ). Logits, routing, decoding, both layouts, the export and what it reopens as are compared with transformers.
@@ -50,6 +51,7 @@ NAMES = (
     "ernie4_5_moe",
     "hunyuan_v1_moe",
     "phimoe",
+    "jetmoe",
     "deepseek_v3",
     "deepseek_v2",
     "dots1",
