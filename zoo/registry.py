@@ -22,9 +22,15 @@ TABLE: dict[str, dict[str, str]] = {
         "expert_choice": "zoo.moe.routers.expert_choice:ExpertChoiceSpec",
         "sequence_choice": "zoo.moe.routers.sequence_choice:SequenceChoiceSpec",
         "sparse_mixer": "zoo.moe.routers.sparse_mixer:SparseMixerSpec",
+        "dense_to_sparse": "zoo.moe.routers.dense_to_sparse:DenseToSparseSpec",
     },
     "gate": {
         "linear": "zoo.moe.gates.linear:LinearGateSpec",
+        "mlp": "zoo.moe.gates.mlp:MLPGateSpec",
+        "residual": "zoo.moe.gates.residual:ResidualGateSpec",
+        "recurrent": "zoo.moe.gates.recurrent:RecurrentGateSpec",
+        "activation": "zoo.moe.gates.activation:ActivationGateSpec",
+        "warm_up": "zoo.moe.gates.warm_up:WarmUpGateSpec",
         "gumbel": "zoo.moe.gates.gumbel:GumbelGateSpec",
     },
     "policy": {

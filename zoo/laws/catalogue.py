@@ -57,9 +57,21 @@ def _pool_cases() -> Iterator[Case]:
     yield layer_case("every expert", {"router": {"type": "top_k", "k": 4}}, {"moe"})
 
 
+def _gate_cases() -> Iterator[Case]:
+    """Every gate under top-k in a layer, plain and rich, and in a trunk of two."""
+    for name in registry.names("gate"):
+        for label, gate in _described("gate", name):
+            keys = {"router": {**BASE["router"], "gate": gate}}
+            yield layer_case(f"gate {label}", keys, {name})
+            yield layer_case(f"gate {label} rich", {**keys, **RICH}, {name})
+            block = {"type": "sequential", "attention": {"heads": 2}, "ffn": {**BASE["ffn"], **RICH, **keys}}
+            yield trunk_case(f"trunk gate {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
+
+
 def _random_cases(count: int) -> Iterator[Case]:
     """Combinations drawn over all parts, the same at every call."""
-    draw = random.Random(20)
+    draw, lots = random.Random(20), random.Random(21)
+    gates = [found for name in registry.names("gate") for found in _described("gate", name)]
     parts = {
         kind: [(label, part) for name in registry.names(kind) for label, part in _described(kind, name)]
         for kind in SOCKETS
@@ -74,6 +86,11 @@ def _random_cases(count: int) -> Iterator[Case]:
             plain[socket] = [part] if kind in LISTS else part
             about.add(part["type"])
             labels.append(label)
+        if lots.random() < 0.5 and "gate" not in plain["router"]:
+            label, gate = lots.choice(gates)
+            plain["router"] = {**plain["router"], "gate": gate}
+            about.add(gate["type"])
+            labels.append(f"gate {label}")
         plain |= {key: value for key, value in RICH.items() if draw.random() < 0.6}
         yield layer_case(f"random {seed}: {' '.join(labels)}", plain, about, seed)
 
@@ -168,11 +185,12 @@ def all_cases() -> tuple[Case, ...]:
 
 def gather() -> Iterator[Case]:
     """Every case over the registry as it stands."""
-    for kind in (*SOCKETS, "ffn", "attention", "rope_scaling", "block", "adapter", "surgery"):
+    for kind in (*SOCKETS, "gate", "ffn", "attention", "rope_scaling", "block", "adapter", "surgery"):
         yield from _unusable(kind)
     for kind in SOCKETS:
         for name in registry.names(kind):
             yield from _part_cases(kind, name)
+    yield from _gate_cases()
     yield from _pool_cases()
     yield from _trunk_cases()
     yield from _surgery_cases()

@@ -39,6 +39,7 @@ HEADS: Plain = {"routed": 3, "heads": 2, "allow_future": True}
 
 EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("router", "top_k"): [
+        {"k": 3, "mask_zero": True},
         {"k": 1, "normalize": "all"},
         {"k": 3, "score": "sigmoid", "normalize": "none", "scale": 2.5},
         {"groups": 2, "top_groups": 1, "k": 2},
@@ -75,6 +76,12 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"group": 2, "down": "factored", "inputs": "joint"},
         {"group": 1, "down": "factored", "larger": True},
     ],
+    ("router", "dense_to_sparse"): [
+        {"temperature": {"start": 0.4}, "threshold": 0.1, "hard": None, "noise": 0.0},
+        {"temperature": {"start": 0.4}, "threshold": 0.1, "hard": 0, "bias": True},
+        {"temperature": {"start": 0.4}, "hard": 0, "weights": "gumbel"},
+        {"temperature": {"end": 0.5}, "threshold": 0.1, "noise_end": 0.5, "weights": "gumbel"},
+    ],
     ("router", "sparse_mixer"): [{"near_tie": 0.4}, {"k": 1, "near_tie": 0.4}],
     ("expert", "swiglu"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
     ("ffn", "dense"): [{"bias": True, "alpha": 1.702, "limit": 0.5, "offset": 1.0}],
@@ -110,6 +117,14 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"router": {"type": "expert_choice", "offers": 1}, "allow_future": True},
     ],
     ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
+    ("gate", "linear"): [{"bias": True}, {"jitter": 0.3}],
+    ("gate", "residual"): [{"gate": {"type": "mlp", "hidden": 5}}, {"gate": {"jitter": 0.3}}],
+    ("gate", "recurrent"): [{"state": 3}],
+    ("gate", "activation"): [
+        {"temperature": {"start": 2.0, "end": 0.5, "steps": 4}},
+        {"activation": "none", "temperature": {"start": 0.5}},
+    ],
+    ("gate", "warm_up"): [{"gate": {"type": "residual"}}, {"gate": {"type": "recurrent", "state": 3}, "steps": 3}],
     ("policy", "capacity"): [
         {"factor": 0.6},
         {"factor": 0.6, "null_too": True, "tau": 0.5, "first_choices": True},

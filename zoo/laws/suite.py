@@ -79,7 +79,7 @@ def run(part: str | None = None, cases: Iterable[Case] | None = None) -> list[Re
 
 
 def _known(part: str) -> None:
-    layer = ("router", "policy", "expert", "balance", "dispatch", "ffn")
+    layer = ("router", "gate", "policy", "expert", "balance", "dispatch", "ffn")
     kinds = (*layer, "attention", "rope_scaling", "block", "adapter", "surgery")
     choices = [name for kind in kinds for name in registry.names(kind)]
     if part not in choices:

@@ -92,9 +92,12 @@ class MoE(nn.Module):
 
     def start(self, x: Tensor, routing: Routing, ctx: RoutingContext) -> Handle:
         """Begins the routed work on x [T, D]: rows are gathered to their experts."""
-        sent = self.experts.before(x)
+        sent = self.experts.before(self._scaled(x))
         whole = self.spec.backend == "reference" or self._fuses(sent)
         return Handle(x, sent, routing, ctx, None if whole else self.dispatch.gather(sent, routing))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.spec.input_scale == 1 else x * self.spec.input_scale
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether one kernel does gather, experts and combine: nothing is left for the dispatch to do then."""
@@ -115,7 +118,7 @@ class MoE(nn.Module):
         else:
             y = self.experts.mixture(handle.sent, handle.routing, recompute=self.spec.recompute)
         y = self.experts.after(y)
-        null = self.null_experts(handle.x, handle.routing)
+        null = self.null_experts(self._scaled(handle.x), handle.routing)
         y = y if null is None else y + null.to(y.dtype)
         return y if self.out_bias is None else y + handle.routing.mask[:, None] * self.out_bias.to(y.dtype)
 

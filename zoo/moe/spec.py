@@ -28,6 +28,8 @@ class MoESpec(FeedForwardSpec):
     router        how tokens choose
     null_experts  null experts in the pool, by kind
     shared        experts every token uses, or null for none
+    input_scale   factor on what routed and null experts read; the router and shared experts read the input itself (the
+                  released code of MoE++: k)
     out_bias      whether the layer's sum of routed and null experts has a bias, the same for every token (JetMoE)
     policy        edits of the routing before dispatch, in order
     balance       losses and bias updates that keep experts in use
@@ -44,6 +46,7 @@ class MoESpec(FeedForwardSpec):
     router: RouterSpec
     null_experts: NullSpec = NullSpec()
     shared: SharedSpec | None = None
+    input_scale: float = 1.0
     out_bias: bool = False
     policy: tuple[PolicySpec, ...] = ()
     balance: tuple[BalanceSpec, ...] = ()

@@ -12,6 +12,7 @@ from zoo.backbone.blocks.routed_attention import RoutedAttentionSpec
 from zoo.backbone.context import BlockContext, Carry
 from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.layer import MoE
+from zoo.moe.spec import MoESpec
 from zoo.spec import Cost
 
 
@@ -38,6 +39,9 @@ class AttentionExpertsSpec(BlockSpec):
     def cost(self, dim: int, length: float, cond: int, norm: Cost) -> Cost:
         norms = norm.times(1 if self.parallel else 2)
         return self.attention.cost(dim, length) + self.ffn.cost(dim) + norms
+
+    def mixtures(self) -> tuple[tuple[str, MoESpec], ...]:
+        return (("attention", self.attention.layer(1)), *super().mixtures())
 
     def build(self, dim: int, place: Place) -> AttentionExperts:
         return AttentionExperts(self, dim, place)

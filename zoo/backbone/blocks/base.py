@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from zoo.backbone.norm import NormKind, build_norm
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
 from zoo.moe.routing import Routing, RoutingContext
+from zoo.moe.spec import MoESpec
 from zoo.moe.stats import Stats
 from zoo.spec import Cost
 
@@ -49,6 +50,11 @@ class BlockSpec:
     def cost(self, dim: int, length: float, cond: int, norm: Cost) -> Cost:
         """For a token that sees `length` keys; norm is the cost of one norm of the trunk's kind and width."""
         raise NotImplementedError
+
+    def mixtures(self) -> tuple[tuple[str, MoESpec], ...]:
+        """Its MoE layers in the order they run (those of `Block.moes`), each with the key it stands under."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return tuple((name, value) for name, value in values if isinstance(value, MoESpec))
 
     def build(self, dim: int, place: Place) -> Block:
         """The block."""

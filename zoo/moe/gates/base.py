@@ -38,14 +38,20 @@ class Signal(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GateSpec:
-    """The description of a gate; `type` names it, linear where it is left out.
-
-    carried  whether it reads what a gate of its kind in the MoE layer before left in the carry
-    """
+    """The description of a gate; `type` names it, linear where it is left out."""
 
     kind: ClassVar[str] = "gate"
     default_type: ClassVar[str] = "linear"
-    carried: ClassVar[bool] = False
+
+    @property
+    def carried(self) -> bool:
+        """Whether it reads what a gate of its kind in the MoE layer before left in the carry."""
+        return False
+
+    @property
+    def core(self) -> GateSpec:
+        """What gives the logits: itself, or what it wraps."""
+        return self
 
     @property
     def noise(self) -> bool:
@@ -54,7 +60,18 @@ class GateSpec:
 
     def follow(self, previous: GateSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
         """Raises ValueError("key: ...") where it cannot stand in the MoE layer after one with that gate and that pool
-        (None in the first MoE layer)."""
+        (None in the first MoE layer, and the gate where that layer's router has none)."""
+        if not self.carried or previous_pool is None:
+            return
+        if previous is None or type(previous.core) is not type(self.core):
+            raise ValueError(
+                "type: it reads what its kind leaves in the MoE layer before; expected one of the same type there"
+            )
+        if previous_pool.columns != pool.columns:
+            raise ValueError(
+                f"type: it looks back at a layer of {previous_pool.columns} experts from one of {pool.columns}; "
+                "expected equal numbers"
+            )
 
     def cost(self, dim: int, pool: Pool) -> Cost:
         """Parameters and operations for one token, in the first MoE layer."""
@@ -84,13 +101,18 @@ class Gate(Precise):
         return self.signal(x, ctx)
 
     def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
-        """`forward` without autocast; the logits, noise-free, where a gate does not say otherwise."""
+        """What `forward` gives, without autocast; the logits, noise-free, where a gate does not say otherwise."""
         raw = self.logits(x, ctx)
         return Signal(raw, raw[:, : self.pool.experts] if self.pool.shared else raw, raw)
 
     def logits(self, x: Tensor, ctx: RoutingContext) -> Tensor:
         """[T, D] -> raw logits [T, E + Ns]."""
         raise NotImplementedError
+
+    @property
+    def core(self) -> Gate:
+        """What gives the logits: itself, or what it wraps."""
+        return self
 
     def reset_parameters(self) -> None:
         """Draws the gate anew."""

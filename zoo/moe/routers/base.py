@@ -31,6 +31,19 @@ class RouterSpec:
     def check(self, pool: Pool) -> None:
         """Raises ValueError("key: ...") where the router cannot choose from this pool."""
 
+    @property
+    def carried(self) -> bool:
+        """Whether it reads what the router of the MoE layer before left in the carry."""
+        return False
+
+    def follow(self, previous: RouterSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
+        """Raises ValueError("key: ...") where it cannot stand in the MoE layer after one with that router and pool
+        (None in the first MoE layer)."""
+
+    def follow_cost(self, dim: int, pool: Pool) -> Cost:
+        """What is added to `cost` (less than nothing for shared parts) in the MoE layers after the first."""
+        return Cost()
+
     def mean_k(self, pool: Pool) -> float:
         """Slots a token fills on average, at equal scores where the number varies."""
         raise NotImplementedError
@@ -114,8 +127,22 @@ class GatedRouterSpec(RouterSpec):
     gate: GateSpec = field(default_factory=LinearGateSpec)
     bias: bool = False
 
+    @property
+    def carried(self) -> bool:
+        return self.gate.carried
+
+    def follow(self, previous: RouterSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
+        before = previous.gate if isinstance(previous, GatedRouterSpec) else None
+        try:
+            self.gate.follow(before, previous_pool, pool)
+        except ValueError as error:
+            raise ValueError(f"gate.{error}") from error
+
     def cost(self, dim: int, pool: Pool) -> Cost:
         return self.gate.cost(dim, pool)
+
+    def follow_cost(self, dim: int, pool: Pool) -> Cost:
+        return self.gate.follow_cost(dim, pool)
 
 
 class GatedRouter(Router):

@@ -25,6 +25,8 @@ class TopKSpec(GatedRouterSpec):
     groups          number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
     top_groups      groups a token may choose from
     group_score     a group ranks by its best expert (max) or by the sum of its two best (top2)
+    mask_zero       chosen zero experts weigh nothing and stay out of the sum that the others are divided by (the
+                    released code of MoE++, arXiv 2410.07348; a token with one other expert then weighs it 1)
     allow_constant  permits k = 1 with weights divided by their sum, so 1 whatever the router says: the task loss never
                     reaches it (public checkpoints have such routers)
     """
@@ -36,6 +38,7 @@ class TopKSpec(GatedRouterSpec):
     groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
+    mask_zero: bool = False
     allow_constant: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +59,8 @@ class TopKSpec(GatedRouterSpec):
         if self.constant(pool):
             return Properties(noise=self.gate.noise, task_gradient="none")
         # zero experts alone answer 0 whatever they weigh, copies of normalised weight answer x
-        silent = pool.null.zero >= self.k or (self.normalize == "selected" and pool.null.copy >= self.k)
+        zeros = self.k - 1 if self.mask_zero and self.normalize == "selected" else self.k
+        silent = pool.null.zero >= max(zeros, 1) or (self.normalize == "selected" and pool.null.copy >= self.k)
         return Properties(noise=self.gate.noise, task_gradient="partial" if silent and not pool.shared else "exact")
 
     def check(self, pool: Pool) -> None:
@@ -118,6 +122,10 @@ class TopKRouter(GatedRouter):
         return grouped.masked_fill(~keep[..., None], -torch.inf).flatten(-2)
 
     def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.spec.mask_zero and self.pool.null.zero:
+            first = self.pool.first("zero")
+            zero = (expert >= first) & (expert < first + self.pool.null.zero)
+            expert = expert.masked_fill(zero, self.pool.experts)
         if self.spec.score == "softmax" and self.spec.normalize == "selected":
             gate, shared = share_of_chosen(raw, expert, self.pool)
             gate = gate if self.spec.scale == 1 else gate * self.spec.scale

@@ -1,0 +1,105 @@
+"""A recurrent gate: one small GRU runs over the MoE layers of each token (RMoE, arXiv 2408.06793)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.moe.gates.base import Gate, GateSpec, Signal, affine
+from zoo.moe.pool import Pool
+from zoo.moe.routing import RoutingContext
+from zoo.spec import Cost, linear_cost
+
+STATE = "recurrent_gate.state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentGateSpec(GateSpec):
+    """logits = G_i h_i with h_i = GRU(P_i x, h_{i-1}), h_0 = 0: P_i and G_i belong to a layer, the GRU to all of them.
+
+    The state runs over depth for every token apart; nothing of it is kept between tokens or decoding steps.
+
+    state     width of the state
+    passing   whole (the next layer's state depends on this one, gradient included), detached (without gradient) or
+              none (every layer starts from 0, with the same weights): the two others are the paper's comparisons
+    init_std  standard deviation of the initial P and G
+    """
+
+    state: int = 128
+    passing: Literal["whole", "detached", "none"] = "whole"
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.state < 1:
+            raise ValueError(f"state: got {self.state}, expected 1 or more")
+        if self.init_std < 0:
+            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
+
+    @property
+    def carried(self) -> bool:
+        return True
+
+    def follow(self, previous: GateSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
+        super().follow(previous, previous_pool, pool)
+        before = None if previous is None else previous.core
+        if isinstance(before, RecurrentGateSpec) and before.state != self.state:
+            raise ValueError(f"state: got {self.state}, but the MoE layer before passes on {before.state}")
+
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        maps = linear_cost(dim, self.state) + linear_cost(self.state, pool.columns)
+        return maps + linear_cost(self.state, 3 * self.state, bias=True).times(2)
+
+    def follow_cost(self, dim: int, pool: Pool) -> Cost:
+        shared = 6 * self.state * (self.state + 1)
+        return Cost(-shared, -shared, 0)
+
+    def build(self, dim: int, pool: Pool) -> RecurrentGate:
+        return RecurrentGate(self, dim, pool)
+
+
+class RecurrentGate(Gate):
+    """into [p, D], out [E + Ns, p]; the first MoE layer's owns `cell`, the later ones use that one."""
+
+    cell: nn.GRUCell | None
+
+    def __init__(self, spec: RecurrentGateSpec, dim: int, pool: Pool) -> None:
+        super().__init__(pool)
+        self.spec = spec
+        self.into = nn.Parameter(torch.empty(spec.state, dim, dtype=torch.float32))
+        self.out = nn.Parameter(torch.empty(pool.columns, spec.state, dtype=torch.float32))
+        self.cell = nn.GRUCell(spec.state, spec.state, dtype=torch.float32)
+        self._first: tuple[RecurrentGate, ...] = ()  # in a tuple, so that its cell is registered once
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws P and G anew, and the GRU where this gate owns it."""
+        for weight in (self.into, self.out):
+            nn.init.normal_(weight, std=self.spec.init_std)
+        if self.cell is not None:
+            self.cell.reset_parameters()
+
+    def link(self, earlier: Sequence[Gate]) -> None:
+        for gate in earlier:
+            if isinstance(gate.core, RecurrentGate):
+                self.cell, self._first = None, (gate.core,)
+                return
+
+    def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
+        u = affine(x, self.into)
+        state = None if self.spec.passing == "none" else ctx.carry.get(STATE)
+        if state is None:
+            state = torch.zeros_like(u)
+        state = self._turn(u, state.detach() if self.spec.passing == "detached" else state)
+        raw = affine(state, self.out)
+        return Signal(raw, raw[:, : self.pool.experts], raw, carry={STATE: state})
+
+    def _turn(self, u: Tensor, state: Tensor) -> Tensor:
+        """u, h [T, p] -> h' [T, p]."""
+        cell = self._first[0].cell if self._first else self.cell
+        assert cell is not None
+        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        return torch.gru_cell(u, state.to(u.dtype), *(weight.to(u.dtype) for weight in weights))
