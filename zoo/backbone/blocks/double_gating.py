@@ -66,6 +66,9 @@ class DoubleGatingSpec(BlockSpec):
         kept += self.moe.shared.cost(dim).active if self.moe.shared else 0
         return layers + Cost(once.total + router.total, 2 * once.active - kept, 2 * once.flops)
 
+    def mixtures(self) -> tuple[tuple[str, MoESpec], ...]:
+        return super().mixtures() * 2
+
     def build(self, dim: int, place: Place) -> DoubleGating:
         return DoubleGating(self, dim, place)
 

@@ -118,6 +118,11 @@ class Gate(Precise):
         """Draws the gate anew."""
         raise NotImplementedError
 
+    @property
+    def shared(self) -> bool:
+        """Whether it uses parameters of another layer's gate."""
+        return False
+
     def link(self, earlier: Sequence[Gate]) -> None:
         """Once after the trunk is built: the gates of the MoE layers before, in order. Nothing by default."""
 

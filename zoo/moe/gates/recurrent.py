@@ -82,6 +82,10 @@ class RecurrentGate(Gate):
         if self.cell is not None:
             self.cell.reset_parameters()
 
+    @property
+    def shared(self) -> bool:
+        return bool(self._first)
+
     def link(self, earlier: Sequence[Gate]) -> None:
         for gate in earlier:
             if isinstance(gate.core, RecurrentGate):

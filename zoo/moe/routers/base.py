@@ -85,6 +85,11 @@ class Router(Precise):
         that keeps its own value there puts `layer` into the key (and finds it again by `ctx.layer`)."""
         return {}
 
+    @property
+    def shared(self) -> bool:
+        """Whether it uses parameters of another layer's router."""
+        return False
+
     def link(self, earlier: Sequence[Router]) -> None:
         """Once after the trunk is built: the routers of the MoE layers before this one, in order. A part that layers
         share belongs to the first of them and is referenced, unregistered, by the others. Nothing by default."""
@@ -156,6 +161,10 @@ class GatedRouter(Router):
     def reset_parameters(self) -> None:
         """Draws the gate anew."""
         self.gate.reset_parameters()
+
+    @property
+    def shared(self) -> bool:
+        return self.gate.core.shared
 
     def link(self, earlier: Sequence[Router]) -> None:
         self.gate.link([router.gate for router in earlier if isinstance(router, GatedRouter)])
