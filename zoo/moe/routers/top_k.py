@@ -1,4 +1,5 @@
-"""Top-k token choice: softmax or sigmoid scores, group-limited where asked (Mixtral, DeepSeek-V2/V3, OLMoE, ...)."""
+"""Top-k token choice: softmax or sigmoid scores, limited to groups or equal over groups where asked (Mixtral,
+DeepSeek-V2/V3, OLMoE, Pangu Pro MoE, ...)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ class TopKSpec(GatedRouterSpec):
     groups          number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
     top_groups      groups a token may choose from
     group_score     a group ranks by its best expert (max) or by the sum of its two best (top2)
+    equal_groups    a token takes the k / groups best experts of every group instead, so that devices that hold a group
+                    each compute the same number of rows (Pangu Pro MoE, arXiv 2505.21411, whose weights are those of
+                    normalize: all); slots then stand by group
     mask_zero       chosen zero experts weigh nothing and stay out of the sum that the others are divided by (the
                     released code of MoE++, arXiv 2410.07348; a token with one other expert then weighs it 1)
     allow_constant  permits k = 1 with weights divided by their sum, so 1 whatever the router says: the task loss never
@@ -38,6 +42,7 @@ class TopKSpec(GatedRouterSpec):
     groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
+    equal_groups: bool = False
     mask_zero: bool = False
     allow_constant: bool = False
 
@@ -50,6 +55,12 @@ class TopKSpec(GatedRouterSpec):
             raise ValueError("normalize: softmax scores have no unnormalised form; expected 'all' or 'selected'")
         if not 1 <= self.top_groups <= self.groups:
             raise ValueError(f"top_groups: got {self.top_groups}, expected 1..{self.groups} (groups)")
+        if self.equal_groups and (self.top_groups != 1 or self.group_score != "max"):
+            raise ValueError(
+                "equal_groups: every group is used, none ranked; expected top_groups and group_score unset"
+            )
+        if self.equal_groups and self.k % self.groups:
+            raise ValueError(f"k: got {self.k}, expected a multiple of {self.groups}, the groups that share it equally")
 
     def constant(self, pool: Pool) -> bool:
         """Whether all weights are 1, so that the task loss never reaches the router."""
@@ -69,7 +80,9 @@ class TopKSpec(GatedRouterSpec):
         if pool.experts % self.groups:
             raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal groups")
         per_group = pool.experts // self.groups
-        if self.top_groups * per_group < self.k:
+        if self.equal_groups and self.k // self.groups > per_group:
+            raise ValueError(f"k: {self.k // self.groups} experts of each group, which has {per_group}")
+        if not self.equal_groups and self.top_groups * per_group < self.k:
             raise ValueError(
                 f"top_groups: {self.top_groups} groups of {per_group} experts hold fewer than k = {self.k}"
             )
@@ -100,9 +113,9 @@ class TopKRouter(GatedRouter):
         raw, logits, weighing, carry, update = self.gate(x, ctx)
         scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
         scores = self.eligible(scores, ctx)
-        if self.spec.groups > 1:
+        if self.spec.groups > 1 and not self.spec.equal_groups:
             scores = self._limit_groups(scores)
-        best, expert = scores.topk(self.spec.k, dim=-1)
+        best, expert = self._best(scores)
         if ctx.exclude is not None:
             expert = expert.masked_fill(best == -torch.inf, self.pool.experts)
         if not surely(ctx.mask):
@@ -111,6 +124,15 @@ class TopKRouter(GatedRouter):
         return Routing(
             expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared, carry=carry, update=update
         )
+
+    def _best(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, k] the best scores and their experts, of all or of each group."""
+        if not self.spec.equal_groups:
+            best, expert = scores.topk(self.spec.k, dim=-1)
+            return best, expert
+        best, place = scores.unflatten(-1, (self.spec.groups, -1)).topk(self.spec.k // self.spec.groups, dim=-1)
+        first = torch.arange(0, self.pool.experts, self.pool.experts // self.spec.groups, device=scores.device)
+        return best.flatten(1), (place + first[:, None]).flatten(1)
 
     def _limit_groups(self, scores: Tensor) -> Tensor:
         """-inf outside the best `top_groups` groups (arXiv 2405.04434 section 2.2.2, 2412.19437 section 2.1.2), the
