@@ -51,6 +51,10 @@ class Case:
     def __str__(self) -> str:
         return f"{self.family}-{self.name}"
 
+    def unused(self, name: str) -> bool:
+        """Whether a tensor is one that the peer saves but need not read."""
+        return bool(getattr(self.table, "unused", lambda name, fields: False)(name, self.fields))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -88,7 +92,7 @@ def build(run: Any, batch: tuple[Tensor, Tensor]) -> Callable[[Case, Path], Pair
         config = transformers.AutoConfig.for_model(case.family, **fields)
         with torch.random.fork_rng(devices=[]):
             peer = transformers.AutoModelForCausalLM.from_config(config).eval()
-            draw(peer)
+            draw(peer, case.unused)
         peer.generation_config.eos_token_id = None
         peer.save_pretrained(folder)
         ids, mask = batch
@@ -115,10 +119,13 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @torch.no_grad()
-def draw(model: nn.Module) -> None:
-    """Random weights of a size that lets every one matter: norms away from 1, biases away from 0."""
+def draw(model: nn.Module, keeps: Callable[[str], bool] = lambda name: False) -> None:
+    """Random weights of a size that lets every one matter: norms away from 1, biases away from 0. Tensors whose name
+    `keeps` are left as they are."""
     generator = torch.Generator().manual_seed(0)
     for name, value in [*model.named_parameters(), *stored_buffers(model)]:
+        if keeps(name):
+            continue
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
             value.copy_(noise if "embed" in name else noise / math.sqrt(value.shape[-1]))

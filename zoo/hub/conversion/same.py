@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.hub.conversion.language import Language
+from zoo.hub.conversion.write import pair
 from zoo.spec import Plain
 
 # What only training or the choice of a kernel reads, by the type of the part.
@@ -14,6 +15,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "top_k": ("allow_constant",),
     "linear": ("jitter", "init_std"),
     "routed_attention": ("type", "balance", "allow_future"),
+    "lightning": ("block",),
     "text": ("length", "tokenizer", "vocab"),
 }
 
@@ -42,6 +44,8 @@ def _read(plain: Any, dim: int) -> Any:
         left["kv_heads"] = plain["heads"] if plain["kv_heads"] is None else plain["kv_heads"]
         left["head_dim"] = dim // plain["heads"] if plain["head_dim"] is None else plain["head_dim"]
         left["scale"] = left["head_dim"] ** -0.5 if plain["scale"] is None else plain["scale"]
+    if plain.get("type") == "sequential":
+        left |= {name: list(pair(plain[name])) for name in ("residual", "skip")}
     if plain.get("type") == "attention_experts":
         heads = plain["attention"]
         sizes = {

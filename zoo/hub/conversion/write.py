@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo.hub.conversion.language import Language, MismatchError, of_type
 from zoo.hub.conversion.read import WINDOWED
 from zoo.hub.conversion.rotary import write_rotary
@@ -46,6 +48,12 @@ def attention(model: Language) -> Plain:
 
     found: Plain = model.same("attention", read)
     return found
+
+
+def pair(scale: Any) -> tuple[float, float]:
+    """Factors of attention and feed-forward layer, from one number for both or a pair."""
+    attention, ffn = scale if isinstance(scale, list | tuple) else (scale, scale)
+    return attention, ffn
 
 
 def window(model: Language) -> int | None:

@@ -52,6 +52,7 @@ NAMES = (
     "hunyuan_v1_moe",
     "phimoe",
     "jetmoe",
+    "minimax",
     "deepseek_v3",
     "deepseek_v2",
     "dots1",
