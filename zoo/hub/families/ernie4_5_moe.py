@@ -13,6 +13,7 @@ from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.language import Language, MismatchError, of_type
 from zoo.hub.conversion.pieces import WHOLE, Piece
 from zoo.hub.conversion.rotary import rotary
+from zoo.hub.conversion.surplus import PREDICTORS
 from zoo.spec import Plain
 
 LEAST = 1e-12  # their floor under the sum of chosen scores
@@ -20,7 +21,8 @@ LEAST = 1e-12  # their floor under the sum of chosen scores
 
 def spec(fields: Fields) -> Language:
     """`use_bias` gives biases to attention, dense and shared networks and the head, but not to routed experts."""
-    for name, value in (("use_rmsnorm", True), ("moe_gate", "topk"), ("moe_use_aux_free", True)):
+    fields.only("moe_gate", "topk")
+    for name, value in (("use_rmsnorm", True), ("moe_use_aux_free", True), ("is_quantized", False)):
         fields.only(name, value)
     depth, bias = fields.count(), fields.get("use_bias", bool, False)
     attention, dense = (
@@ -84,6 +86,7 @@ def config(model: Language) -> Plain:
         "moe_layer_end_index": each[-1],
         "moe_layer_interval": each[1] - each[0] if len(each) > 1 else 1,
         "moe_norm_min": LEAST,
+        PREDICTORS: 0,
     }
 
 
@@ -132,8 +135,7 @@ FAMILY = Family(
     config=config,
     rules=pieces,
     layouts=(SEPARATE, FUSED),
-    # of training, which drops tokens beyond a capacity
-    harmless=frozenset({"moe_capacity"}),
-    # heads that predict further tokens
+    # a capacity of training, and blocks that predict further tokens, which are left unread
+    harmless=frozenset({"moe_capacity", PREDICTORS}),
     ignored=(r"(model\.)?mtp.*",),
 )
