@@ -16,7 +16,8 @@ EPS = 1e-6  # of the blocks' norms, whatever config.json says: its field is that
 
 def spec(fields: Fields) -> Language:
     """As many experts in attention as in the feed-forward layer, and as many chosen."""
-    fields.only("activation_function", "silu", "swish")
+    for name in ("activation_function", "hidden_act"):
+        fields.only(name, "silu", "swish")
     fields.only("rotary_percent", 1, 1.0)
     for name in ("bias", "glu"):
         fields.only(name, True)

@@ -170,6 +170,75 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
         "qk_rope_head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000000.0, "routed_scaling_factor": 6.0,
         "v_head_dim": 128, "vocab_size": 131072, "zero_expert_num": 256, "zero_expert_type": "identity",
     }),
+    "gpt-oss-20b": (20_914_757_184, {
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True, "eos_token_id": 200002,
+        "experts_per_token": 4, "head_dim": 64, "hidden_size": 2880, "initial_context_length": 4096,
+        "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072, "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999,
+        "rms_norm_eps": 1e-5, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": False,
+        },
+        "swiglu_limit": 7.0, "tie_word_embeddings": False, "vocab_size": 201088,
+    }),
+    "ERNIE-4.5-21B-A3B": (21_825_436_160, {
+        "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_size": 2560, "intermediate_size": 12288, "max_position_embeddings": 131072,
+        "num_attention_heads": 20, "num_key_value_heads": 4, "num_hidden_layers": 28, "pad_token_id": 0,
+        "rms_norm_eps": 1e-5, "vocab_size": 103424, "rope_theta": 500000, "use_rmsnorm": True, "use_bias": False,
+        "tie_word_embeddings": True, "moe_num_experts": 64, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+        "moe_intermediate_size": 1536, "moe_capacity": [64, 64, 64], "moe_gate": "topk", "moe_k": 6,
+        "moe_layer_interval": 1, "moe_use_aux_free": True, "num_nextn_predict_layers": 1,
+    }),
+    "Hunyuan-A13B": (80_393_183_232, {
+        "architectures": ["HunYuanMoEV1ForCausalLM"], "model_type": "hunyuan_v1_moe", "attention_bias": False,
+        "attention_head_dim": 128, "bos_token_id": 1, "cla_share_factor": 2, "eod_token_id": 3, "eos_token_id": 127960,
+        "hidden_size": 4096, "intermediate_size": 3072, "max_position_embeddings": 32768, "mlp_bias": False,
+        "moe_drop_tokens": False, "moe_intermediate_size": [3072] * 32, "moe_layer_num_skipped": 0,
+        "moe_topk": [8] * 32, "norm_topk_prob": True, "norm_type": "rms", "num_attention_heads": 32, "num_experts": 64,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "num_shared_expert": [1] * 32, "org_vocab_size": 128167,
+        "pad_token_id": 127961, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "routed_scaling_factor": 1.0,
+        "rope_scaling": {
+            "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "type": "dynamic",
+        },
+        "tie_word_embeddings": True, "use_cla": False, "use_mixed_mlp_moe": True, "use_qk_norm": True,
+        "vocab_size": 128167,
+    }),
+    "Phi-3.5-MoE": (41_873_153_344, {
+        "architectures": ["PhiMoEForCausalLM"], "model_type": "phimoe", "attention_bias": True, "bos_token_id": 1,
+        "eos_token_id": 32000, "hidden_dropout": 0.0, "hidden_size": 4096, "input_jitter_noise": 0.01,
+        "intermediate_size": 6400, "lm_head_bias": True, "max_position_embeddings": 131072, "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 16,
+        "original_max_position_embeddings": 4096, "output_router_logits": False, "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "long_factor": [2.0] * 64, "long_mscale": 1.243163121016122, "original_max_position_embeddings": 4096,
+            "short_factor": [1.0] * 64, "short_mscale": 1.243163121016122, "type": "longrope",
+        },
+        "rope_theta": 10000.0, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.01, "sliding_window": 131072,
+        "tie_word_embeddings": False, "vocab_size": 32064,
+    }),
+    "JetMoE-8B": (8_522_237_952, {
+        "architectures": ["JetMoEForCausalLM"], "model_type": "jetmoe", "activation_function": "silu",
+        "aux_loss_coef": 0.01, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 2048, "intermediate_size": 5632,
+        "kv_channels": 128, "max_position_embeddings": 4096, "num_attention_heads": 32, "num_experts_per_tok": 2,
+        "num_hidden_layers": 24, "num_key_value_heads": 16, "num_local_experts": 8, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": 32000,
+    }),
+    "MiniMax-Text-01-hf": (456_089_655_296, {
+        "architectures": ["MiniMaxForCausalLM"], "model_type": "minimax", "block_size": 256, "bos_token_id": None,
+        "eos_token_id": None, "full_attn_alpha_factor": 3.5565588200778455, "full_attn_beta_factor": 1.0,
+        "head_dim": 128, "hidden_size": 6144, "intermediate_size": 9216,
+        "layer_types": (["linear_attention"] * 7 + ["full_attention"]) * 10,
+        "linear_attn_alpha_factor": 3.5565588200778455, "linear_attn_beta_factor": 1.0,
+        "max_position_embeddings": 10240000, "mlp_alpha_factor": 3.5565588200778455, "mlp_beta_factor": 1.0,
+        "num_attention_heads": 64, "num_experts_per_tok": 2, "num_hidden_layers": 80, "num_key_value_heads": 8,
+        "num_local_experts": 32, "postnorm": True, "rms_norm_eps": 1e-5, "rope_theta": 10000000, "rotary_dim": 64,
+        "shared_intermediate_size": 0, "shared_moe_mode": "sigmoid", "sliding_window": None,
+        "tie_word_embeddings": False, "vocab_size": 200064,
+    }),
 }  # fmt: skip
 
 
@@ -185,7 +254,8 @@ def test_published_fields(name: str) -> None:
     same = fields.keys() - {"rope_scaling", PREDICTORS}
     assert {key: written[key] for key in same} == {key: fields[key] for key in same}
     assert written.get(PREDICTORS, 0) == 0  # such blocks are not written
-    for key, value in (fields.get("rope_scaling") or {}).items():
-        assert written["rope_scaling"]["rope_type" if key == "type" else key] == value
+    scaling = fields.get("rope_scaling") or {}
+    for key in scaling.keys() & ({"alpha", "factor", "type"} if "alpha" in scaling else scaling.keys()):  # Hunyuan
+        assert written["rope_scaling"]["rope_type" if key == "type" else key] == scaling[key]
     _, again = describe(written, Path("config.json"))
     assert differences(full(spec), full(again)) == []
