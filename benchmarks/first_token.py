@@ -6,9 +6,9 @@ weights.
 A random OLMoE-like checkpoint with a tokenizer is written to a temporary folder. Each candidate is a process of its own
 and they take turns; files are in the page cache. "floor" imports torch, maps the files and copies every tensor once.
 "zoo" is the command `zoo generate FOLDER --prompt TEXT --stream` for one token, "transformers" loads the same folder
-and runs generate for one token. Time is that of the wall from the start of the process until it prints (zoo: more than the
-prompt); CPU is its user and system time until then. Ratios are medians of the ratios to the floor of the same round.
-Linux only.
+and runs generate for one token. Time is that of the wall from the start of the process until it prints (zoo: more
+than the prompt); CPU is its user and system time until then. Ratios are medians of the ratios to the floor of the same
+round. Linux only.
 """
 
 from __future__ import annotations

@@ -22,4 +22,4 @@ def test_it_times_the_command_beside_its_floor(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["floor", "zoo"]
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert all(0 < row[kind] for rows in found["rounds"].values() for row in rows for kind in ("wall", "cpu"))
+    assert all(row[kind] > 0 for rows in found["rounds"].values() for row in rows for kind in ("wall", "cpu"))
