@@ -17,6 +17,8 @@ from zoo.backbone.cache import Cache
 from zoo.models.answering import Answering, evaluating
 from zoo.moe.record import LayerRecord
 
+INTEGERS = (torch.int64, torch.int32)
+
 
 @dataclass(frozen=True)
 class LanguageOutput:
@@ -26,7 +28,8 @@ class LanguageOutput:
     head           the map from states to logits [B, S, V]
     computed       the logits where they were computed on the way: always without labels
     loss           mean cross entropy over the labels in nats, None without labels
-    hidden_states  outputs of all blocks [B, S, D] and the final normed state, where asked for
+    hidden_states  embeddings [B, S, D], then what each block answers, the last one's normed; where asked for. One more
+                   than there are blocks, as in transformers
     cache          the cache that was given, now holding these tokens too
     records        routing and statistics of each MoE layer
     """
@@ -78,25 +81,29 @@ def _mask(ids: Tensor, given: Tensor, past: int) -> Tensor | None:
 
 def checked(text: Text, ids: Tensor) -> Tensor:
     """ids [B, S] as int64 on the model's device. Raises ValueError on a wrong shape and on ids that there are none."""
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+    if ids.ndim != 2 or ids.dtype not in INTEGERS:
         raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
-    _check_range(ids, text.embedding.num_embeddings)
+    _check_range("input_ids", ids, text.embedding.num_embeddings)
     return ids.long().to(text.embedding.weight.device)
 
 
-def _check_range(ids: Tensor, size: int) -> None:
+def _check_range(name: str, ids: Tensor, size: int) -> None:
     """Ids on the CPU only: reading them from a device would wait for it, and a compiled graph would break."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
     low, high = int(ids.min()), int(ids.max())
     if not 0 <= low <= high < size:
-        raise ValueError(f"input_ids: got ids {low}..{high}, expected 0..{size - 1}")
+        raise ValueError(f"{name}: got ids {low}..{high}, expected 0..{size - 1}")
 
 
 def mean_cross_entropy(text: Text, state: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels [B, S] that are not -100; position i is scored on label i + 1. 0 where there is none."""
-    if labels.shape != state.shape[:2]:
-        raise ValueError(f"labels: got shape {list(labels.shape)}, expected {list(state.shape[:2])}")
+    """Mean over the labels [B, S] that are not -100; position i is scored on label i + 1. 0 where there is none.
+
+    Raises ValueError on a wrong shape or type, and on labels that are neither ids nor -100.
+    """
+    if labels.shape != state.shape[:2] or labels.dtype not in INTEGERS:
+        raise ValueError(f"labels: got {labels.dtype} {list(labels.shape)}, expected integers {list(state.shape[:2])}")
+    _check_range("labels", labels.masked_fill(labels == IGNORE, 0), text.embedding.num_embeddings)
     target = labels[:, 1:].to(state.device)
     total, _ = text.cross_entropy(state[:, :-1], target)
     return total / (target != IGNORE).sum().clamp(min=1)
@@ -108,8 +115,8 @@ def as_prompt(text: Text, ids: Tensor, attention_mask: Tensor | None) -> Batch:
     Raises ValueError where there is nothing to continue, or padding stands where the continuation begins.
     """
     ids = checked(text, ids)
-    if not ids.shape[1]:
-        raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] with a length of 1 or more")
+    if not ids.numel():
+        raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] of 1 or more each")
     if attention_mask is None:
         return text.given(ids)
     if attention_mask.shape != ids.shape:

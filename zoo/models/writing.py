@@ -51,7 +51,7 @@ class Writing(Answering):
         tokens = as_tokens(text, input_ids, attention_mask, cache)
         out = self.run(tokens, name, cache, output_hidden=output_hidden_states)
         state = out.tokens.embedding
-        hidden = (*out.hidden, state) if output_hidden_states else None
+        hidden = (tokens.embedding, *out.hidden[:-1], state) if output_hidden_states else None
         logits = text.logits(state) if labels is None else None
         loss = None if labels is None else mean_cross_entropy(text, state, labels)
         return LanguageOutput(state, text.logits, logits, loss, hidden, cache, out.records)
@@ -83,9 +83,13 @@ class Writing(Answering):
         if isinstance(prompt, Tensor):
             given = as_prompt(text, prompt, attention_mask)
             drawn = self._quietly(text.extend(self.stepper(name), given, how, **settings))
-            return drawn if stream else torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
+            if stream:
+                return (new.clone() for new in drawn)  # outside inference mode, so that it may go into training
+            return torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
         if attention_mask is not None:
             raise ValueError("attention_mask: goes with ids; strings are padded here")
+        if not (isinstance(prompt, str) or all(isinstance(one, str) for one in prompt)):
+            raise TypeError("prompt: expected a string, a list of strings, or ids as a tensor [batch, length]")
         given = text.prompt([prompt] if isinstance(prompt, str) else list(prompt), special)
         pieces = self._quietly(text.write(self.stepper(name), given, how, **settings))
         if isinstance(prompt, str):

@@ -81,6 +81,8 @@ def test_padded_rows_with_a_cache(model: Unified, covers: str) -> None:
 def test_hidden_states_and_records(model: Unified) -> None:
     out = model(IDS, output_hidden_states=True)
     assert [h.shape for h in out.hidden_states] == [(2, 6, 16)] * 3
+    assert torch.equal(out.hidden_states[0], model.modalities["text"].embed(IDS))
+    assert torch.equal(out.hidden_states[-1], out.state)
     assert torch.equal(model.modalities["text"].logits(out.hidden_states[-1]), out.logits)
     assert len(out.records) == 2
 
@@ -98,6 +100,20 @@ def test_hidden_states_and_records(model: Unified) -> None:
 def test_wrong_ids_are_refused(model: Unified, ids: torch.Tensor, mask: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (IDS[:, :3], r"labels: got torch.int64 \[2, 3\], expected integers \[2, 6\]"),
+        (IDS.float(), r"labels: got torch.float32"),
+        (IDS + 100, r"labels: got ids 110..356, expected 0..258"),
+        (IDS - 100, r"labels: got ids -90..156"),
+    ],
+)
+def test_wrong_labels_are_refused(model: Unified, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(IDS, labels=labels)
 
 
 def test_a_model_without_text_says_so(plain: dict[str, Any]) -> None:

@@ -169,14 +169,38 @@ def test_logits_of_a_call_with_labels_come_when_they_are_read(pair: tuple[Any, U
         (lambda m: m.generate(IDS, attention_mask=MASK.flip(1)), "a row ends with padding; expected rows padded on"),
         (lambda m: m.generate(IDS, attention_mask=MASK[:, 1:]), r"attention_mask: got shape \[3, 8\], expected \[3, 9"),
         (lambda m: m.generate(IDS[:, :0]), r"got shape \[3, 0\], expected \[batch, length\]"),
+        (lambda m: m.generate(IDS[:0]), r"got shape \[0, 9\], expected \[batch, length\]"),
         (lambda m: m.generate("a", attention_mask=MASK), "attention_mask: goes with ids"),
         (lambda m: m.generate("a"), "was not loaded from a folder with tokenizer files"),
-        (lambda m: m(IDS, labels=IDS[:1]), r"labels: got shape \[1, 9\], expected \[3, 9\]"),
+        (lambda m: m(IDS, labels=IDS[:1]), r"labels: got torch.int64 \[1, 9\], expected integers \[3, 9"),
     ],
 )
 def test_wrong_calls_say_so(pair: tuple[Any, Unified], call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(pair[1])
+
+
+def test_a_prompt_is_text_or_a_tensor(pair: tuple[Any, Unified]) -> None:
+    with pytest.raises(TypeError, match=r"prompt: expected a string, a list of strings, or ids as a tensor"):
+        pair[1].generate([[3, 4]])
+
+
+def test_hidden_states_are_those_of_transformers(pair: tuple[Any, Unified]) -> None:
+    peer, model = pair
+    expected = peer(IDS, output_hidden_states=True).hidden_states
+    found = model(IDS, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_streamed_ids_may_be_trained_on(pair: tuple[Any, Unified]) -> None:
+    model = pair[1]
+    ids = torch.stack(list(model.generate(IDS, stream=True, max_new_tokens=3, eos=())), dim=1)
+    model(ids, labels=ids).loss.backward()
+    one = next(iter(model.generate(IDS, stream=True, max_new_tokens=3)))
+    assert not one.is_inference()
+    model.zero_grad(set_to_none=True)
 
 
 def test_a_setting_that_there_is_not_is_named(pair: tuple[Any, Unified]) -> None:
