@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from zoo.backbone.attention import AttentionSpec
 from zoo.backbone.blocks.base import BlockSpec
 from zoo.moe.spec import MoESpec
 from zoo.spec import Cost
@@ -19,9 +18,7 @@ def mixtures(blocks: Iterable[tuple[str, BlockSpec]]) -> Iterator[tuple[str, MoE
 
 
 def check_chain(blocks: Iterable[tuple[str, BlockSpec]]) -> None:
-    """Raises ValueError, beginning with the path, where a router that looks back cannot follow the one before it, or
-    stands where the order of layers says nothing: in attention whose heads are experts."""
-    blocks = list(blocks)
+    """Raises ValueError, beginning with the path, where a router cannot follow the one before it."""
     before: MoESpec | None = None
     for path, moe in mixtures(blocks):
         try:
@@ -29,14 +26,6 @@ def check_chain(blocks: Iterable[tuple[str, BlockSpec]]) -> None:
         except ValueError as error:
             raise ValueError(f"{path}.router.{error}") from error
         before = moe
-    for path, block in blocks:
-        attention = getattr(block, "attention", None)
-        router = getattr(attention, "router", None) if isinstance(attention, AttentionSpec) else None
-        if router is not None and router.carried:
-            raise ValueError(
-                f"{path}.attention.router.gate: looks back at the MoE layer before, which attention of this type has "
-                "not; expected a gate that reads its input alone"
-            )
 
 
 def chain_cost(blocks: Iterable[tuple[str, BlockSpec]], dim: int) -> Cost:
