@@ -31,6 +31,7 @@ TABLE: dict[str, dict[str, str]] = {
         "recurrent": "zoo.moe.gates.recurrent:RecurrentGateSpec",
         "activation": "zoo.moe.gates.activation:ActivationGateSpec",
         "warm_up": "zoo.moe.gates.warm_up:WarmUpGateSpec",
+        "pre_gated": "zoo.backbone.pre_gate:PreGateSpec",
         "gumbel": "zoo.moe.gates.gumbel:GumbelGateSpec",
     },
     "policy": {

@@ -72,6 +72,7 @@ class Cache:
     tokens  mask, document, span and bidirectional [B, L] of past tokens, those that some token gave
     states  by module index: what attention with a state instead of keys carries on, batch first
     routes  what a router must remember between decoding steps, batch first
+    inner   by name: caches of trunks inside routers
 
     Inference only: nothing in it carries a gradient.
     """
@@ -82,6 +83,7 @@ class Cache:
         self.tokens: dict[str, Growing] = {}
         self.states: dict[int, tuple[Tensor, ...]] = {}
         self.routes: dict[str, Tensor] = {}
+        self.inner: dict[str, Cache] = {}
 
     def extend(self, tokens: Tokens, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Appends this step's tokens and their fields [B, S]; returns the fields of all tokens so far.
@@ -120,6 +122,8 @@ class Cache:
             growing.reorder(rows)
         self.states = {i: tuple(t.index_select(0, rows) for t in state) for i, state in self.states.items()}
         self.routes = {name: value.index_select(0, rows) for name, value in self.routes.items()}
+        for inner in self.inner.values():
+            inner.reorder(rows)
 
 
 def _plain(name: str, like: Tensor | None, rows: int, count: int) -> Tensor:

@@ -138,6 +138,8 @@ def draw_(module: nn.Module, seed: int) -> None:
     router logits are spread, so that nothing is nearly tied."""
     generator = torch.Generator().manual_seed(seed + 7)
     routers = {id(p) for m in module.modules() if isinstance(m, MoE) for p in m.router.parameters()}
+    inside = [t for m in module.modules() if isinstance(m, MoE) for t in m.router.modules() if isinstance(t, Backbone)]
+    routers -= {id(p) for trunk in inside for p in trunk.parameters()}  # trunks inside routers are as other trunks
     with torch.no_grad():
         for parameter in module.parameters():
             spread = 0.5 if id(parameter) in routers else parameter.shape[-1] ** -0.5

@@ -12,7 +12,7 @@ from zoo import registry
 from zoo.spec import Plain
 
 SIZES: Plain = {
-    "hidden": 6, "heads": 2, "dim": 8,
+    "hidden": 6, "heads": 2, "dim": 8, "vocab": 64,
     "factor": 2.0, "alpha": 2.0, "context": 64, "short": [1.0, 2.0], "long": [1.0, 3.0],
 }  # fmt: skip
 """Values of required numbers that are not 2 or 0.5: a context beyond which no law goes, and what heads of 4 need."""
@@ -43,6 +43,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"k": 1, "normalize": "all"},
         {"k": 3, "score": "sigmoid", "normalize": "none", "scale": 2.5},
         {"groups": 2, "top_groups": 1, "k": 2},
+        {"groups": 2, "equal_groups": True, "k": 2, "normalize": "all"},
         {"groups": 2, "top_groups": 1, "group_score": "top2", "score": "sigmoid", "bias": True},
         {"gate": {"jitter": 0.3}},
         {"gate": {"type": "gumbel"}},
@@ -119,6 +120,23 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
     ("gate", "linear"): [{"bias": True}, {"jitter": 0.3}],
     ("gate", "residual"): [{"gate": {"type": "mlp", "hidden": 5}}, {"gate": {"jitter": 0.3}}],
+    ("gate", "pre_gated"): [
+        {
+            "trunk": {
+                "dim": 6,
+                "layers": [
+                    {
+                        "repeat": 2,
+                        "block": {
+                            "type": "sequential",
+                            "attention": {"heads": 1},
+                            "ffn": {"type": "dense", "hidden": 5},
+                        },
+                    }
+                ],
+            }
+        },
+    ],
     ("gate", "recurrent"): [{"state": 3}],
     ("gate", "activation"): [
         {"temperature": {"start": 2.0, "end": 0.5, "steps": 4}},

@@ -15,7 +15,7 @@ from zoo.moe.experts.shared import SharedSpec
 from zoo.moe.feed_forward import FeedForwardSpec
 from zoo.moe.policies.base import PolicySpec
 from zoo.moe.pool import NullSpec, Pool, Properties, weakest
-from zoo.moe.routers.base import RouterSpec
+from zoo.moe.routers.base import GatedRouterSpec, RouterSpec
 from zoo.spec import Cost
 
 
@@ -88,7 +88,8 @@ class MoESpec(FeedForwardSpec):
     def properties(self) -> Properties:
         """What the layer as a whole promises: the weakest promise of router, policies and experts."""
         policies = [policy.properties(self.pool) for policy in self.policy]
-        return weakest(self.router.properties(self.pool), *policies, Properties(noise=self.experts.noise))
+        gate = Properties(scope=self.router.gate.core.scope if isinstance(self.router, GatedRouterSpec) else "token")
+        return weakest(self.router.properties(self.pool), gate, *policies, Properties(noise=self.experts.noise))
 
     def cost(self, dim: int) -> Cost:
         """Null experts take their share of a token's slots: at even load a token uses

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modalities.base import Tokens
 from modalities.precise import Precise
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
@@ -52,6 +53,11 @@ class GateSpec:
     def core(self) -> GateSpec:
         """What gives the logits: itself, or what it wraps."""
         return self
+
+    @property
+    def scope(self) -> Literal["token", "sequence"]:
+        """What the logits of a token depend on: itself alone, or its sequence."""
+        return "token"
 
     @property
     def noise(self) -> bool:
@@ -122,6 +128,10 @@ class Gate(Precise):
     def shared(self) -> bool:
         """Whether it uses parameters of another layer's gate."""
         return False
+
+    def begin(self, tokens: Tokens, cache: Any) -> dict[str, Tensor]:
+        """Once per forward pass of the trunk, before its first block; see Router.begin. Nothing by default."""
+        return {}
 
     def link(self, earlier: Sequence[Gate]) -> None:
         """Once after the trunk is built: the gates of the MoE layers before, in order. Nothing by default."""

@@ -166,6 +166,9 @@ class GatedRouter(Router):
     def shared(self) -> bool:
         return self.gate.core.shared
 
+    def begin(self, tokens: Tokens, cache: Any, layer: int) -> dict[str, Tensor]:
+        return self.gate.core.begin(tokens, cache)
+
     def link(self, earlier: Sequence[Router]) -> None:
         self.gate.link([router.gate for router in earlier if isinstance(router, GatedRouter)])
 

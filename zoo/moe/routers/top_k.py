@@ -80,8 +80,6 @@ class TopKSpec(GatedRouterSpec):
         if pool.experts % self.groups:
             raise ValueError(f"groups: {pool.experts} experts do not divide into {self.groups} equal groups")
         per_group = pool.experts // self.groups
-        if self.equal_groups and self.k // self.groups > per_group:
-            raise ValueError(f"k: {self.k // self.groups} experts of each group, which has {per_group}")
         if not self.equal_groups and self.top_groups * per_group < self.k:
             raise ValueError(
                 f"top_groups: {self.top_groups} groups of {per_group} experts hold fewer than k = {self.k}"
