@@ -16,6 +16,25 @@ from zoo.hub.entries import EntryFile, describe
 from zoo.models.origin import Origin
 from zoo.spec import dump
 
+COMPILED = "_orig_mod"  # under which name torch.compile's wrapper holds a module
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of the wrapper of torch.compile, which gives every tensor another name.
+
+    Raises TypeError where it is no model with a spec, or a part of it is compiled by itself.
+    """
+    inner = dict(model.named_children()).get(COMPILED, model)
+    if not hasattr(inner, "spec"):
+        raise TypeError(f"model: got a {type(inner).__name__}, expected one of zoo.create or zoo.load itself")
+    for name, _ in inner.named_modules():
+        part = name.removesuffix(f".{COMPILED}")
+        if part != name:
+            raise TypeError(
+                f"model: {part} was replaced by torch.compile; expected .compile() of it, which keeps names"
+            )
+    return inner
+
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's state. Raises TypeError where it holds more than tensors, ValueError where it has no weights."""
@@ -60,8 +79,8 @@ def _write_file(path: Path, state: dict[str, Tensor]) -> None:
 
 def shards(forms: Mapping[str, Tensor], limit: int | None) -> list[list[str]]:
     """The names in their order, cut where the next would exceed `limit` bytes; a tensor is never cut."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_shard_size: got {limit}, expected a number of bytes, 1 or more")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"max_shard_size: got {limit!r}, expected a number of bytes, 1 or more")
     found: list[list[str]] = [[]]
     used = 0
     for name, form in forms.items():

@@ -154,6 +154,12 @@ def _form(shape: Sequence[int], dtype: torch.dtype) -> str:
     return f"{list(shape)} {str(dtype).removeprefix('torch.')}"
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError where a precision for weights is none: a name such as "bfloat16", or a type of integers."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype: got {dtype!r}, expected a floating-point type such as torch.bfloat16")
+
+
 def read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The tensors themselves, on the CPU, as views of the mapped files."""
     return dict(each(stored))

@@ -40,6 +40,7 @@ def save(
     """
     folder, fields = Path(folder).expanduser(), card or CardFields()
     check_target(folder, overwrite)
+    model = files.bare(model)
     plain, written = dump(model.spec), dump(fields)
     state = files.state_of(model)
     with replacing(folder) as beside:
@@ -59,7 +60,7 @@ def load(
     are checked against the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
     Raises EntryError, FileNotFoundError, SpecError, or WeightsError that lists every tensor that does not fit.
     """
-    _check_dtype(dtype)
+    tensors.check_dtype(dtype)
     folder = locate(ref)
     content = config.content(folder / "config.json")
     if config.is_foreign(content):
@@ -75,13 +76,8 @@ def load(
 
 def cast(model: Unified, dtype: torch.dtype | None) -> Unified:
     """The model in another precision; what must stay precise does (see modalities.precise)."""
-    _check_dtype(dtype)
+    tensors.check_dtype(dtype)
     return model if dtype is None else model.to(dtype=dtype)
-
-
-def _check_dtype(dtype: torch.dtype | None) -> None:
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
 
 
 def read_model(folder: Path) -> Unified:

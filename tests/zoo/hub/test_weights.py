@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -98,10 +99,26 @@ def test_another_precision_leaves_routers_alone(model: Unified, saved: Path) -> 
     loaded = zoo.load(saved, dtype=torch.bfloat16)
     router = loaded.moe_layers()[0].router
     assert loaded.modalities["text"].embedding.weight.dtype == torch.bfloat16
-    assert torch.equal(router.gate.weight, model.moe_layers()[0].router.gate.weight) and router.gate.weight.dtype == torch.float32
+    assert (
+        torch.equal(router.gate.weight, model.moe_layers()[0].router.gate.weight)
+        and router.gate.weight.dtype == torch.float32
+    )
     assert loaded(torch.tensor([[256, 65]])).logits.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"dtype: got torch.int8, expected a floating-point type"):
         zoo.load(saved, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"dtype: got 'bfloat16', expected .* such as torch.bfloat16"):
+        zoo.load(saved, dtype="bfloat16")  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(model: Unified, tmp_path: Path) -> None:
+    compiled = torch.compile(model, backend="eager")
+    assert_equal(model, zoo.load(zoo.save(compiled, tmp_path / "m")))  # type: ignore[arg-type]
+    part = copy.deepcopy(model)
+    part.backbone = torch.compile(part.backbone, backend="eager")  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"model: backbone was replaced by torch.compile; expected .compile\(\) of it"):
+        zoo.save(part, tmp_path / "part")
+    with pytest.raises(TypeError, match=r"model: got a Linear, expected one of zoo.create or zoo.load itself"):
+        zoo.save(torch.nn.Linear(2, 2), tmp_path / "linear")
 
 
 def test_a_half_precision_file_stays_half(model: Unified, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modalities.precise import Precise
-from zoo.hub import files
+from zoo.hub import files, tensors
 from zoo.hub.card import CardFields
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED, Family
@@ -57,6 +57,7 @@ def export(
     """
     folder = Path(folder).expanduser()
     check_target(folder, overwrite)
+    model = files.bare(model)
     ready = prepare(model, format=format, dtype=dtype, family=family)
     state = files.state_of(model)
 
@@ -94,8 +95,7 @@ def prepare(
     """What `export` would write. No weight is read: the model may be without memory. Raises as `export` does."""
     if format not in FORMATS:
         raise ValueError(f"format: got {format!r}, expected one of {', '.join(FORMATS)}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: got {dtype}, expected a floating-point type")
+    tensors.check_dtype(dtype)
     unified = cast("Unified", model)
     found, fields = choose(unified.spec, unified.origin, family)
     layout = found.layouts[0] if format == "hf" else _stacked(found)
