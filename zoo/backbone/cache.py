@@ -68,6 +68,7 @@ class Cache:
     """What attention modules keep of past tokens, one window (or None) per module; and the tokens' own fields.
 
     length  tokens seen so far
+    rows    of how many rows, None before the first
     slots   tensors [B, H, L, d] of each module, as many as it keeps (keys and values, or latents)
     tokens  mask, document, span and bidirectional [B, L] of past tokens, those that some token gave
     states  by module index: what attention with a state instead of keys carries on, batch first
@@ -79,6 +80,7 @@ class Cache:
 
     def __init__(self, windows: Sequence[int | None]) -> None:
         self.windows, self.length = tuple(windows), 0
+        self.rows: int | None = None
         self.slots: list[list[Growing]] = [[] for _ in windows]
         self.tokens: dict[str, Growing] = {}
         self.states: dict[int, tuple[Tensor, ...]] = {}
@@ -89,8 +91,12 @@ class Cache:
         """Appends this step's tokens and their fields [B, S]; returns the fields of all tokens so far.
 
         A field that was never given is left out; one that comes later has its plain meaning for the past.
+        Raises ValueError where there are more or fewer rows than before.
         """
         rows, new = tokens.shape
+        if self.rows not in (None, rows):  # one row would be copied into all places in silence
+            raise ValueError(f"cache: holds {self.rows} rows, got tokens of {rows}")
+        self.rows = rows
         for name, value in fields.items():
             if name not in self.tokens:
                 self.tokens[name] = Growing(1)
@@ -118,6 +124,7 @@ class Cache:
 
     def reorder(self, rows: Tensor) -> None:
         """Keeps the batch rows `rows` (int64), in that order."""
+        self.rows = None if self.rows is None else len(rows)
         for growing in (*(kept for slot in self.slots for kept in slot), *self.tokens.values()):
             growing.reorder(rows)
         self.states = {i: tuple(t.index_select(0, rows) for t in state) for i, state in self.states.items()}

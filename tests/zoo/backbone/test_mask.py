@@ -106,5 +106,15 @@ def test_fields_may_come_late_and_stay_away(tokens: Make) -> None:
     assert seen(look(tokens(2, 1, document=torch.ones(2, 1).long()), cache)).sum().item() == 2
 
 
+def test_a_cache_keeps_to_its_rows(tokens: Make) -> None:
+    cache = Cache([None])
+    look(tokens(2, 3), cache)
+    with pytest.raises(ValueError, match="cache: holds 2 rows, got tokens of 1"):
+        look(tokens(1, 1), cache)
+    cache.reorder(torch.tensor([1]))
+    look(tokens(1, 1), cache)
+    assert cache.length == 4
+
+
 def test_no_query_is_left_without_a_key(tokens: Make) -> None:
     assert bool(seen(look(tokens(ROWS, LENGTH, mask=torch.zeros(ROWS, LENGTH).bool()))).any(-1).all())
