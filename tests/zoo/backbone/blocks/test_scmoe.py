@@ -204,6 +204,18 @@ def test_double_gating_holds_its_experts_once() -> None:
     assert len(built.moe_layers()) == len(run(built, states()).records) == 2
 
 
+@pytest.mark.parametrize("gate", ["residual", "recurrent"])
+def test_double_gating_takes_gates_that_look_back(gate: str) -> None:
+    """The current state's router comes after the early state's, and before that of the next block."""
+    router = {"type": "top_k", "k": 1, "normalize": "all", "gate": {"type": gate}}
+    built = trunk(*[double(moe={**MOE, "router": router})] * 2)
+    assert built.spec.cost().total == sum(p.numel() for p in built.parameters())
+    out = built(Tokens(embedding=states()))
+    out.tokens.embedding.square().sum().backward()
+    first = next(built.blocks[0].early.router.parameters())  # type: ignore[union-attr]
+    assert len(out.records) == 4 and first.grad is not None and bool(first.grad.any())
+
+
 @pytest.mark.parametrize(
     ("block", "text"),
     [
