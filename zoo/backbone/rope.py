@@ -103,7 +103,7 @@ def rotation(position: Tensor, spec: RopeSpec, turned: int, mask: Tensor | None 
         frequency = _kept(spec, turned, device)
         factor = None if scaling is None else scaling.attention(None)
     else:
-        length = _length(position, mask)
+        length = longest(position, mask)
         frequency, factor = scaling.frequencies(spec.theta, turned, device, length), scaling.attention(length)
     angle = position.float() * frequency if spec.axes == 1 else _on_axes(position, spec, turned) * frequency
     cos, sin = angle.cos(), angle.sin()
@@ -116,7 +116,7 @@ def rotation(position: Tensor, spec: RopeSpec, turned: int, mask: Tensor | None 
     return Rotation(cos[:, :, None], sin[:, :, None], spec.pairs == "adjacent", spec.sharpness)
 
 
-def _length(position: Tensor, mask: Tensor | None) -> Tensor:
+def longest(position: Tensor, mask: Tensor | None) -> Tensor:
     """The greatest position of a real token plus 1, a scalar; 1 where there is none."""
     if not position.numel():
         return torch.ones((), device=position.device)

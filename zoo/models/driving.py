@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from modalities.base import Modality, Step, Tokens
 from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import Backbone, BackboneOutput
+from zoo.models.stepping import Restarting
 
 if TYPE_CHECKING:
     from zoo.models.unified import UnifiedSpec
@@ -50,9 +52,13 @@ class Driving(nn.Module):
     def stepper(self, name: str) -> Step:
         """A fresh `step: Tokens -> Tokens` for sampling: with its own key/value cache where the modality feeds only
         new tokens."""
-        cache = self.backbone.new_cache() if self.modality(name).incremental else None
+        if not self.modality(name).incremental:
+            return lambda tokens: self.run(tokens, name).tokens
 
-        def step(tokens: Tokens) -> Tokens:
+        def step(tokens: Tokens, cache: Cache) -> Tokens:
             return self.run(tokens, name, cache).tokens
 
-        return step
+        scaling, new_cache = self.spec.backbone.rope.scaling, self.backbone.new_cache
+        if scaling is not None and scaling.jump is not None:
+            return Restarting(step, new_cache, scaling.jump)
+        return functools.partial(step, cache=new_cache())

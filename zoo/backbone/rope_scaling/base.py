@@ -31,6 +31,12 @@ class RopeScalingSpec:
         return 1.0
 
     @property
+    def jump(self) -> int | None:
+        """The length beyond which all positions turn otherwise than up to it, so that cached keys no longer fit; None
+        where there is none, or where every length differs a little (dynamic)."""
+        return None
+
+    @property
     def sharpness(self) -> float:
         """Factor on the softmax scale of latent attention."""
         return 1.0

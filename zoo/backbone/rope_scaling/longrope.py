@@ -47,6 +47,11 @@ class LongRopeSpec(RopeScalingSpec):
             if len(getattr(self, name)) != turned // 2:
                 raise ValueError(f"{name}: got {len(getattr(self, name))} numbers, expected {turned // 2}")
 
+    @property
+    def jump(self) -> int | None:
+        turns = self.switch and self.short != self.long
+        return self.context if turns or self.long_attention_factor is not None else None
+
     def frequencies(self, theta: float, turned: int, device: torch.device, length: Tensor | None) -> Tensor:
         assert length is not None
         divisor = torch.tensor(self.short, device=device)
