@@ -35,22 +35,27 @@ class NullExperts(nn.Module):
             nn.init.normal_(self.value)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor | None:
-        """x [T, D] -> [T, D], or None where the pool has no null expert that answers anything."""
-        parts = []
-        if self.pool.null.copy:
-            start = self.pool.first("copy")
-            parts.append(self._gate(routing, start, start + self.pool.null.copy)[:, None].to(x.dtype) * x)
-        if self.mix is not None and self.value is not None:
-            for i in range(self.pool.null.constant):
-                start = self.pool.first("constant") + i
-                gate = self._gate(routing, start, start + 1)[:, None].to(x.dtype)
-                mix = F.linear(x, self.mix[i])
-                a = torch.softmax(mix.to(torch.promote_types(mix.dtype, torch.float32)), dim=-1).to(x.dtype)
-                parts.append(gate * (a[:, :1] * x + a[:, 1:] * self.value[i]))
-        return sum(parts[1:], parts[0]) if parts else None
+        """x [T, D] -> [T, D], or None where the pool has no null expert that answers anything.
+
+        All of them together are a multiple of x and a sum of the constants, so x is read twice however many there are.
+        """
+        null, wide = self.pool.null, torch.promote_types(x.dtype, torch.float32)
+        if not null.copy and self.mix is None:
+            return None
+        scale = x.new_zeros(len(x), dtype=wide)
+        if null.copy:
+            scale = self._gates(routing, self.pool.first("copy"), null.copy).sum(-1).to(wide)
+        if self.mix is None or self.value is None:
+            return scale[:, None].to(x.dtype) * x
+        gates = self._gates(routing, self.pool.first("constant"), null.constant).to(wide)
+        mix = F.linear(x, self.mix.flatten(0, 1).to(x.dtype)).unflatten(-1, (null.constant, 2))
+        share = torch.softmax(mix.to(wide), dim=-1) * gates[..., None]
+        scale = scale + share[..., 0].sum(-1)
+        return scale[:, None].to(x.dtype) * x + share[..., 1].to(x.dtype) @ self.value.to(x.dtype)
 
     @staticmethod
-    def _gate(routing: Routing, start: int, stop: int) -> Tensor:
-        """[T] the weight a token gives to the experts start..stop-1."""
-        chosen = (routing.expert >= start) & (routing.expert < stop)
-        return torch.where(chosen, routing.gate, 0).sum(-1)
+    def _gates(routing: Routing, start: int, count: int) -> Tensor:
+        """[T, count] the weight a token gives to each of the experts from `start` on."""
+        ids = torch.arange(start, start + count, device=routing.expert.device)
+        chosen = routing.expert[..., None] == ids
+        return torch.where(chosen, routing.gate[..., None], 0).sum(1)
