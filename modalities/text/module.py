@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from modalities.base import Batch, Loss, Raw, Tokens, pad_rows
 from modalities.text import generation_config
 from modalities.text.continuing import Continuing
 from modalities.text.cross_entropy import IGNORE, linear_cross_entropy
 from modalities.text.files_tokenizer import FilesTokenizer
+from modalities.text.head import head_product
 from modalities.text.norm_head import normalised
 from modalities.text.sampling import Sampling
 from modalities.text.spec import TextSpec
@@ -87,7 +87,7 @@ class Text(Continuing):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to logits [..., V]."""
-        found = F.linear(hidden, self.head_weight, self.head_bias)
+        found = head_product(hidden, self.head_weight, self.head_bias)
         return found if self.spec.logit_scale == 1 else found * self.spec.logit_scale
 
     def example(self, raw: Raw) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__(dim, eps=eps)
-        self.floor = torch.tensor(eps, dtype=torch.float64, device="cpu")  # no buffer: it is no state of the module
+        # no buffers: they are no state of the module; one of x's own dtype spares a cast
+        self.floor = {dtype: torch.tensor(eps, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
@@ -31,7 +32,7 @@ class RMSNorm(nn.RMSNorm):
     def _in_place(self, x: Tensor) -> Tensor:
         """The same without a graph, in one new tensor of x's size and few calls; torch's own takes several and many."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        factor = torch.addcmul(self.floor, size, size, value=1 / x.shape[-1]).rsqrt_()
+        factor = torch.addcmul(self.floor[x.dtype], size, size, value=1 / x.shape[-1]).rsqrt_()
         return torch.mul(x, self.weight).mul_(factor)
 
 

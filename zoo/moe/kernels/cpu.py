@@ -123,8 +123,8 @@ class _Mixture(torch.autograd.Function):
         recompute: bool,
     ) -> Tensor:
         y, kept = _forward(x, up, down, gate, up_bias, plan, activation, keep=not recompute)
-        ctx.save_for_backward(x, up, down, gate, up_bias)
-        ctx.plan, ctx.activation, ctx.kept = plan, activation, None if recompute else kept
+        ctx.save_for_backward(x, up, down, gate, up_bias, *kept)  # what hangs on ctx itself outlives the backward pass
+        ctx.plan, ctx.activation = plan, activation
         return y
 
     @staticmethod
@@ -133,9 +133,10 @@ class _Mixture(torch.autograd.Function):
 
 
 def _gradients(
-    ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, up_bias: Tensor | None
+    ctx: Any, grad: Tensor, x: Tensor, up: Tensor, down: Tensor, gate: Tensor, up_bias: Tensor | None, *kept: Tensor
 ) -> Sequence[Tensor | None]:
-    """Gradients of x, up, down, gate and up_bias; None where not wanted."""
+    """Gradients of x, up, down, gate and up_bias; None where not wanted. kept holds the inner activations of every
+    chunk, or nothing."""
     plan: Plan = ctx.plan
     want_x, want_up, want_down, want_gate, want_bias = ctx.needs_input_grad[:5]
     grad_x = torch.zeros_like(x) if want_x else None
@@ -145,13 +146,13 @@ def _gradients(
     grad_gate = torch.zeros_like(weight) if want_gate else None
     widths = (x.shape[1], grad.shape[1], up.shape[1], down.shape[2], down.shape[2])
     buffers = [x.new_empty(plan.widest, width) for width in widths]
-    again = x.new_empty(plan.widest if ctx.kept is None else 0, up.shape[1])  # inner activations computed anew
+    again = x.new_empty(0 if kept else plan.widest, up.shape[1])  # inner activations computed anew
     for i, chunk in enumerate(plan.chunks):
         n = len(chunk.token)
         rows, out, grad_inner, ungated, a = (buffer[:n] for buffer in buffers)
         torch.index_select(x, 0, chunk.token, out=rows)
         torch.index_select(grad, 0, chunk.token, out=out)
-        inner = linear(rows, up, chunk, again[:n], up_bias) if ctx.kept is None else ctx.kept[i]
+        inner = kept[i] if kept else linear(rows, up, chunk, again[:n], up_bias)
         share = weight.index_select(0, chunk.order)
         back(out, down, chunk, ungated)
         torch.mul(ungated, share[:, None], out=a)  # the gradient of the activation, which then takes its place

@@ -151,15 +151,24 @@ class TopKRouter(GatedRouter):
             gate = gate if self.spec.scale == 1 else gate * self.spec.scale
             return gate, shared if self.pool.shared else None
         score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
-        full, gate = expert < self.pool.experts, score.gather(1, expert.clamp(max=self.pool.experts - 1))
-        gate = gate if surely(full) else torch.where(full, gate, 0)
+        full = expert < self.pool.experts
+        every = surely(full)
+        gate = score.gather(1, expert if every else expert.clamp(max=self.pool.experts - 1))
+        gate = gate if every else torch.where(full, gate, 0)
         shared = score[:, self.pool.experts :]
+        total = self._total(score, gate, shared)
+        if total is not None:
+            gate, shared = gate / total, shared / total
+        gate = gate if self.spec.scale == 1 else gate * self.spec.scale
+        return gate, shared if self.pool.shared else None
+
+    def _total(self, score: Tensor, gate: Tensor, shared: Tensor) -> Tensor | None:
+        """[T, 1] what weights are divided by; None for 1, which the shares of a softmax sum to."""
         if self.spec.normalize == "selected":
             total = gate.sum(-1, keepdim=True) + shared.sum(-1, keepdim=True)
-        elif self.spec.normalize == "all":
+        elif self.spec.normalize == "all" and self.spec.score == "sigmoid":
             total = score.sum(-1, keepdim=True)
         else:
-            total = torch.ones_like(gate[:, :1])
+            return None
         # peers add 1e-20 (DeepSeek-V3) or clamp at 1e-12 (Ernie 4.5): nothing beside a sum of scores in float32
-        total = total.clamp(min=torch.finfo(total.dtype).tiny)
-        return gate / total * self.spec.scale, shared / total if self.pool.shared else None
+        return total.clamp(min=torch.finfo(total.dtype).tiny)
