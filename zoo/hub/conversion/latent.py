@@ -35,10 +35,7 @@ def read_latent(fields: Fields) -> Plain:
 
 def read_positions(fields: Fields, pairs: str, *, theta: float = 10000.0) -> Rotary:
     """Rotary positions of all of `qk_rope_head_dim`, in adjacent pairs or in halves."""
-    found = rotary(fields, theta=theta)
-    if found.partial != 1:
-        raise fields.error("partial_rotary_factor", f"got {found.partial}, supported is 1 with latent attention")
-    return Rotary({**found.rope, "pairs": pairs})
+    return Rotary({**rotary(fields, theta=theta).rope, "pairs": pairs})
 
 
 def attention(model: Language) -> Plain:

@@ -52,17 +52,18 @@ def rotary(
     fields: Fields,
     *,
     theta: float = 10000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     adapt: Callable[[Fields, Plain], Plain] | None = None,
 ) -> Rotary:
-    """The rotary positions of a checkpoint; theta and partial are the family's defaults. adapt(form, scaling) is what a
-    family makes of a scaling whose form has fields of its own.
+    """The rotary positions of a checkpoint; theta and partial are the family's defaults, partial None where it turns
+    whole heads alone. adapt(form, scaling) is what a family makes of a scaling whose form has fields of its own.
 
     Where both forms are there, they are read as transformers does: the scaling from `rope_scaling`, theta from the form
-    that scales first. Raises SpecError for a scaling that is not supported, and for a different one per layer type.
+    that scales first. Raises SpecError for a scaling that is not supported, for a different one per layer type, and for
+    a share of a head in a family that turns whole ones.
     """
     base = fields.get("rope_theta", float, theta)
-    share = fields.get("partial_rotary_factor", float, partial)
+    share = fields.get("partial_rotary_factor", float, 1.0 if partial is None else partial)
     rope: Plain = {"theta": base}
     forms = [form for form in (fields.child("rope_scaling"), fields.child("rope_parameters")) if form is not None]
     for form in reversed(forms):
@@ -71,6 +72,8 @@ def rotary(
         found = _scaling(form, fields)
         if found is not None:
             rope["scaling"] = found if adapt is None else adapt(form, found)
+    if partial is None and share != 1:
+        raise fields.error("partial_rotary_factor", f"got {share}, supported is 1 in this family")
     return Rotary(rope, share)
 
 

@@ -25,7 +25,7 @@ def spec(fields: Fields) -> Language:
     fields.only("postnorm", True)
     fields.only("shared_intermediate_size", 0)
     depth = fields.count()
-    full, positions = read.grouped(fields, kv_heads=8), rotary(fields, theta=1e6)
+    full, positions = read.grouped(fields, kv_heads=8), rotary(fields, theta=1e6, partial=1.0)
     full["window"] = fields.get("sliding_window", int, None)
     full["partial"] = partial(fields, full["head_dim"], positions.partial)
     linear = {

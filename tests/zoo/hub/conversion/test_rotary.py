@@ -21,9 +21,9 @@ SCALINGS: list[dict[str, Any]] = [
 ]
 
 
-def read(content: dict[str, Any]) -> Any:
+def read(content: dict[str, Any], partial: float | None = None) -> Any:
     fields = Fields(content, "f")
-    found = rotary(fields)
+    found = rotary(fields, partial=partial)
     assert fields.finish({LIMIT}) is not None
     return found
 
@@ -46,8 +46,8 @@ def test_theta_and_partial_come_from_where_they_stand() -> None:
     assert (
         read({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}).rope["theta"] == 7.0
     )
-    assert read({"rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.5}}).partial == 0.5
-    assert read({"partial_rotary_factor": 0.25}).partial == 0.25
+    assert read({"rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.5}}, partial=1.0).partial == 0.5
+    assert read({"partial_rotary_factor": 0.25}, partial=1.0).partial == 0.25
     written = write_rotary({"rope": dump(RopeSpec())}, 0.5)
     assert read(written).partial == 0.5 and written["rope_scaling"] is None
 
