@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from training.kept_zeros import keep_zeros
 from training.settings import arguments, remember
 from zoo.hub.entries import plain_spec
 from zoo.models.unified import ModelSpec
@@ -140,6 +141,9 @@ def begin(module: UnifiedModule, spec: CurriculumSpec, enter: SurgerySpec) -> No
     if result != model.spec:
         raise ValueError("enter: the surgery makes another model than the stage describes")
     model.load_state_dict(state)
+    for name, parameter in model.named_parameters():
+        if enter.keeps_zeros(name):
+            keep_zeros(parameter)
     owned = [name for name in module.names if enter.owner(name) is not None]
     if owned:
         module.mark_fitted(*owned)

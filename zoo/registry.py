@@ -87,6 +87,7 @@ TABLE: dict[str, dict[str, str]] = {
         "merge_lora_experts": "zoo.surgery.lora_experts:MergeLoraExpertsSpec",
         "copy": "zoo.surgery.copy:CopySpec",
         "merge": "zoo.surgery.merge:MergeSpec",
+        "spawn": "zoo.surgery.spawn:SpawnSpec",
     },
     "model": {
         "unified": "zoo.models.unified:UnifiedSpec",

@@ -168,6 +168,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
 
 
 SURGERIES: dict[str, tuple[Plain, Plain]] = {
+    "spawn": ({}, {"backbone.layers.0.block.ffn": {"type": "dense", "hidden": 6}}),
     "merge": ({"stages": ["a", "b"], "owners": {"text": "b"}}, {"backbone.layers.0.block.ffn": DENSE}),
 }
 """Keys of a surgery, and by dotted path what its sources have in another way than the model operated on."""

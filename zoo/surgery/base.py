@@ -36,6 +36,10 @@ class SurgerySpec:
         taken over."""
         return None
 
+    def keeps_zeros(self, name: str) -> bool:
+        """Whether entries of this tensor that are zero in the result stay so while the stage trains. No by default."""
+        return False
+
     def check(self, spec: ModelSpec, sources: Mapping[str, ModelSpec]) -> None:
         """Raises ValueError("key: ...") where the descriptions alone tell that it cannot be done."""
 
