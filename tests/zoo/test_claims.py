@@ -15,6 +15,7 @@ import yaml
 import zoo
 from zoo import claims, cli, registry
 from zoo.claims import ClaimSpec, Finding
+from zoo.hub.claim import Found
 from zoo.hub.entries import Entry, read_entry
 from zoo.hub.recording import record
 from zoo.spec import SpecError
@@ -138,7 +139,7 @@ def test_recording_changes_nothing_else(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     before = yaml.safe_load(text)
     for name, figure in (("a", 1.5), ("b", 2.5), ("a", 3.5)):
-        found = claims.Found(figure=figure, expected='more: "x" # 1', holds=True, note="é")
+        found = Found(figure=figure, expected='more: "x" # 1', holds=True, note="é")
         record(file, name, found)
     after = yaml.safe_load(file.read_text())
     recorded = [claim.pop("found") for claim in after["claims"]]
@@ -151,6 +152,16 @@ def test_recording_changes_nothing_else(tmp_path: Path, text: str) -> None:
     )
     with pytest.raises(SpecError, match="no claim 'c'"):
         record(file, "c", found)
+
+
+@pytest.mark.parametrize("end", ["    k: *x\n", "    - *x\n", "    - 1\n    - k: *x\n"])
+def test_nothing_is_recorded_behind_an_alias(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "e.yaml"
+    text = f"spec: &x {{a: 1}}\nclaims:\n- name: a\n  says: It is a.\n  check:\n{end}"
+    file.write_text(text)
+    with pytest.raises(SpecError, match=r"line \d: a claim ends in an alias"):
+        record(file, "a", Found(figure=1.0, expected="x", holds=True))
+    assert file.read_text() == text
 
 
 def test_checks_of_every_packaged_entry_are_well_formed() -> None:

@@ -15,7 +15,7 @@ from zoo.spec import SpecError
 def record(path: Path, claim: str, found: Found) -> None:
     """Sets the key `found` of a claim, in flow style on one line. The file is written beside and renamed.
 
-    Raises SpecError where the file has no such claim.
+    Raises SpecError where the file has no such claim, or where a claim without `found` ends in an alias.
     """
     text = path.read_text(encoding="utf-8")
     node = _claim(path, text, claim)
@@ -47,11 +47,15 @@ def _claim(path: Path, text: str, name: str) -> Any:
 
 
 def _end(node: Any) -> int:
-    """Where the last scalar or bracket of a node ends."""
+    """Where the last scalar or bracket of a node ends. Raises SpecError where that is an alias, which has no place of
+    its own: its node stands where the anchor is."""
     if isinstance(node.value, str) or node.flow_style or not node.value:
         return int(node.end_mark.index)
-    last = node.value[-1]
-    return _end(last[1] if isinstance(last, tuple) else last)
+    *others, last = node.value
+    before, value = last if isinstance(last, tuple) else (others[-1] if others else node, last)
+    if value.start_mark.index < before.start_mark.index:
+        raise SpecError(f"line {before.start_mark.line + 1}: a claim ends in an alias; write another key behind it")
+    return _end(value)
 
 
 def _flow(values: dict[str, Any]) -> str:
