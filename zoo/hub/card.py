@@ -184,5 +184,6 @@ def described_parts(fields: CardFields, plain: Mapping[str, Any]) -> tuple[str, 
         return fields.parts
     shown = ("router", "policy", "expert", "balance", "ffn", "block")
     kinds = {name: kind for kind in shown for name in registry.names(kind)}
-    found = (name for key, name in parts_of(plain.get("backbone", plain)) if key not in ("attention", "gate"))
-    return tuple(dict.fromkeys(f"{kinds[name]} {name}" for name in found if name in kinds))
+    found = [(key, name) for key, name in parts_of(plain.get("backbone", plain)) if key != "attention"]
+    named = [(key if key == "gate" else kinds.get(name), name) for key, name in found]
+    return tuple(dict.fromkeys(f"{kind} {name}" for kind, name in named if kind and (kind, name) != ("gate", "linear")))
