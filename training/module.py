@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from training import optimiser
+from training.distill import RouteTeacher
 from training.guard import Micro
 from training.held_out import Sums
 from training.ranks import gather
@@ -45,6 +46,7 @@ class UnifiedModule(WholeSteps):
         divide: Divide = "step",
         trainable: list[str] | None = None,
         hidden_z: dict[str, float] | None = None,
+        distill: dict[str, Any] | None = None,
         tuned_width: int | None = None,
         init_std: float | None = None,
         init_from: str | None = None,
@@ -72,6 +74,8 @@ class UnifiedModule(WholeSteps):
             trainable: Regular expressions over parameter names; what none of them matches is frozen.
             hidden_z: Weight of the hidden z-loss by the name of a module, such as backbone.blocks.3 (the last block and
                 1e-7 in LongCat-Flash).
+            distill: A teacher whose gates the routers follow, for routers that the task loss does not reach: spec,
+                weights and the other keys of DistillSpec.
             tuned_width: Width of the model that lr was tuned on: at s times this width the trunk's matrices and the
                 maps that read its states train at lr / s.
             init_std: Standard deviation of the initial embedding tables, and divided by the root of s of those matrices
@@ -92,7 +96,7 @@ class UnifiedModule(WholeSteps):
         super().__init__(
             model, schedule=Schedule(kind=schedule, warmup=warmup, decay=decay, floor=floor), lr=lr, steps=steps,
             clip=clip, divide=divide, loss_weights=_weights(loss_weights or {}, list(parsed.modalities)), seed=seed,
-            hidden_z=hidden_z,
+            hidden_z=hidden_z, teacher=None if distill is None else RouteTeacher(distill, model),
         )  # fmt: skip
         self.save_hyperparameters(
             {
@@ -101,6 +105,7 @@ class UnifiedModule(WholeSteps):
                 "floor": floor, "steps": steps, "clip": clip, "loss_weights": dict(loss_weights or {}),
                 "divide": divide, "trainable": None if trainable is None else list(trainable), "seed": seed,
                 "hidden_z": dict(hidden_z or {}), "tuned_width": tuned_width, "init_std": init_std,
+                "distill": None if distill is None else dict(distill),
             }
         )  # fmt: skip
         self.sums = Sums()

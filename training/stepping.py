@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from training.distill import RouteTeacher
 from training.guard import Guard, Micro
 from training.hidden_z import HiddenZ, States
 from training.meter import Meter, Report
@@ -43,13 +44,14 @@ class WholeSteps(L.LightningModule):
         loss_weights: dict[str, float],
         seed: int,
         hidden_z: dict[str, float] | None = None,
+        teacher: RouteTeacher | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.schedule, self.seed = model, schedule, seed
         self.lr, self.steps, self.clip, self.divide, self.loss_weights = lr, steps, clip, divide, loss_weights
         self.names = list(model.modalities)
-        self.hidden = HiddenZ(model, hidden_z or {})
+        self.hidden, self.teacher = HiddenZ(model, hidden_z or {}), teacher
         self.exact = needs_exact_counts(model.moe_layers())
         self.meter = Meter(model.moe_layers())
         self.report: Report | None = None
@@ -123,6 +125,8 @@ class WholeSteps(L.LightningModule):
         name = micro[0]
         self._check_units(micro, out)
         terms = {**balance.losses(out.records, self.done), **self.hidden.losses(seen, out.tokens)}
+        if self.teacher is not None:
+            terms |= self.teacher.losses(micro, out.records)
         self.meter.add(name, out, terms)
         loss = self.loss_weights[name] * out.loss.total.float() / totals.divisor(name, self.divide)
         for term in terms.values():
