@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from modalities.base import Step
-from zoo import registry
 from zoo.models.driving import Driving
 
 T = TypeVar("T")
@@ -33,15 +32,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Answering(Driving):
-    """What the verbs need of a model: its modalities by type, in evaluation mode."""
+    """What the verbs need of a model: its modalities by type, in evaluation mode.
+
+    types  name of each modality -> its registered type
+    """
+
+    types: dict[str, str]
 
     def find(self, kind: str) -> str:
         """The name of the modality of this registered type; where there are several, the one named like the type, else
         the first. Raises MissingModalityError saying what there is."""
-        types = {name: registry.type_of(spec) for name, spec in self.spec.modalities.items()}
-        names = [name for name, found in types.items() if found == kind]
+        names = [name for name, found in self.types.items() if found == kind]
         if not names:
-            held = ", ".join(dict.fromkeys(map(_say, types.values())))
+            held = ", ".join(dict.fromkeys(map(_say, self.types.values())))
             raise MissingModalityError(f"this model has no {_say(kind)} modality; it has {held}")
         return kind if kind in names else names[0]
 

@@ -16,6 +16,7 @@ from zoo.models.origin import Origin
 from zoo.models.verbs import Verbs
 from zoo.moe.layer import MoE
 from zoo.moe.record import LayerRecord
+from zoo.registry import type_of
 from zoo.spec import Cost
 
 
@@ -90,6 +91,7 @@ class Unified(Verbs):
         self.spec = spec
         self.backbone = spec.backbone.build()
         self.modalities = build_modalities(spec)
+        self.types = {name: type_of(part) for name, part in spec.modalities.items()}
         if spec.backbone.adapter is not None:
             spec.backbone.adapter.hold(self)
 

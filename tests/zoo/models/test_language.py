@@ -116,6 +116,15 @@ def test_wrong_labels_are_refused(model: Unified, labels: torch.Tensor, message:
         model(IDS, labels=labels)
 
 
+@pytest.mark.slow
+def test_a_call_with_ids_compiles_into_one_graph(model: Unified) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IDS).logits, model(IDS).logits)
+        torch.testing.assert_close(compiled(IDS, labels=IDS).loss, model(IDS, labels=IDS).loss)
+
+
 def test_a_model_without_text_says_so(plain: dict[str, Any]) -> None:
     series = {"series": plain["modalities"]["series"]}
     model = zoo.create({**plain, "modalities": series})
