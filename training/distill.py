@@ -1,4 +1,4 @@
-"""Routers that learn from a trained model: one pre-gate from the gates of all its layers (Read-ME, arXiv 2410.19123)."""
+"""Routers that learn from a trained model: a pre-gate from the gates of all its layers (Read-ME, arXiv 2410.19123)."""
 
 from __future__ import annotations
 
