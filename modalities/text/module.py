@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,6 +69,8 @@ class Text(Continuing):
         """Writes what belongs beside the weights into a folder: the files of the folder the model was loaded from, and
         generation_config.json where `sampling` was set. Returns the files written."""
         written = []
+        if isinstance(self.tokenizer, FilesTokenizer) and self.folder is not None and not self.folder.is_dir():
+            warnings.warn(f"{self.folder}: is gone, so no tokenizer is written beside the weights", stacklevel=2)
         if self._set:
             tokenizer = self.tokenizer
             ids = {"eos_token_id": list(tokenizer.ends), "pad_token_id": tokenizer.pad}

@@ -124,6 +124,14 @@ def test_tokenizer_and_generation_files_go_along(write: Any, tmp_path: Path) -> 
     assert {p.name for p in exported.iterdir()} == expected
 
 
+def test_a_tokenizer_that_cannot_go_along_is_missed(write: Any, tmp_path: Path) -> None:
+    checkpoint = write()
+    model = zoo.load(checkpoint.folder)
+    checkpoint.folder.rename(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="is gone, so no tokenizer is written"):
+        zoo.save(model, tmp_path / "m")
+
+
 def test_what_stands_there_is_kept(write: Any, tmp_path: Path) -> None:
     model = zoo.load(write().folder)
     folder = zoo.export(model, tmp_path / "m")
