@@ -49,7 +49,7 @@ def test_theta_and_partial_come_from_where_they_stand() -> None:
     assert read({"rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.5}}, partial=1.0).partial == 0.5
     assert read({"partial_rotary_factor": 0.25}, partial=1.0).partial == 0.25
     written = write_rotary({"rope": dump(RopeSpec())}, 0.5)
-    assert read(written).partial == 0.5 and written["rope_scaling"] is None
+    assert read(written, partial=1.0).partial == 0.5 and written["rope_scaling"] is None
 
 
 def test_the_trained_length_and_the_factor_follow_from_the_lengths() -> None:
