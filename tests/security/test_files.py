@@ -71,7 +71,7 @@ def test_only_safetensors_are_read(folder: Path, witness: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"x": Bomb(witness)}, folder / "pytorch_model.bin")
     with pytest.raises(
-        FileNotFoundError, match=r"no model\.safetensors; it holds README\.md, config\.json, pytorch_model"
+        WeightsError, match=r"pytorch_model\.bin only, a pickle, which can run code and is never opened"
     ):
         zoo.load(folder)
     assert not witness.exists()
@@ -203,6 +203,13 @@ def spoil(folder: Path, **changes: Any) -> None:
         ({"spec": PLAIN | {"modalities": {"text": {"type": "subprocess:Popen"}}}}, "no modality 'subprocess:Popen'"),
         ({"spec": PLAIN | {"modalities": {"../x": {"type": "text"}}}}, "is no name"),
         ({"card": {"summary": {"__class__": "x"}}}, "expected str"),
+        (
+            {
+                "spec": PLAIN
+                | {"backbone": {"dim": 8, "layers": [PLAIN["backbone"]["layers"][0] | {"repeat": 1 << 40}]}}
+            },
+            "repeat: got 1099511627776",
+        ),
     ],
 )
 def test_a_config_names_registered_parts_and_known_keys_only(
@@ -220,7 +227,7 @@ def test_a_config_names_registered_parts_and_known_keys_only(
     [
         {"dim": 1 << 20},
         {"dim": 1 << 40},
-        {"layers": [{"repeat": 1 << 40, "block": PLAIN["backbone"]["layers"][0]["block"]}]},
+        {"layers": [{"repeat": 1 << 16, "block": PLAIN["backbone"]["layers"][0]["block"]}]},
     ],
 )
 def test_a_config_cannot_claim_more_than_its_files_hold(folder: Path, change: dict[str, Any]) -> None:

@@ -28,12 +28,14 @@ from zoo.moe.record import LayerRecord
 from zoo.moe.routing import RoutingContext
 from zoo.spec import Cost
 
+MOST = 1 << 16  # equal blocks in a row: a description from elsewhere cannot make us list more
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayersSpec:
     """Equal blocks in a row.
 
-    repeat  how many
+    repeat  how many, at most 65536
     block   what each is
     """
 
@@ -41,8 +43,8 @@ class LayersSpec:
     block: BlockSpec
 
     def __post_init__(self) -> None:
-        if self.repeat < 1:
-            raise ValueError(f"repeat: got {self.repeat}, expected 1 or more")
+        if not 1 <= self.repeat <= MOST:
+            raise ValueError(f"repeat: got {self.repeat}, expected 1..{MOST}")
 
 
 @dataclass(frozen=True, kw_only=True)

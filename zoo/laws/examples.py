@@ -118,7 +118,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"router": {"type": "expert_choice", "offers": 1}, "allow_future": True},
     ],
     ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
-    ("gate", "linear"): [{"bias": True}, {"jitter": 0.3}],
+    ("gate", "linear"): [{"jitter": 0.3}],
     ("gate", "residual"): [{"gate": {"type": "mlp", "hidden": 5}}, {"gate": {"jitter": 0.3}}],
     ("gate", "pre_gated"): [
         {
