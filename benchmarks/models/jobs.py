@@ -22,6 +22,7 @@ TITLES: dict[Job, str] = {
     "memory": "peak memory of the training step beyond the weights",
 }
 TOLERANCE = 1e-4  # float32 through all layers, the worst position
+MOST_COPIED = 64  # MiB
 Samples = dict[str, Timing]
 
 
@@ -57,6 +58,8 @@ def agreement(model: Model, candidates: Sequence[Candidate]) -> dict[str, float]
 
 
 def _section(job: Job, model: Model, candidates: Sequence[Candidate], rounds: int, errors: dict[str, float]) -> Section:
+    skipped = {c.name: reason for c in candidates if (reason := _refuses(c, job, model))}
+    candidates = [c for c in candidates if c.name not in skipped]
     rows = _rows(job, MEASURES[job](model, candidates, rounds), candidates)
     ours = [c.name for c in candidates if c.family == "moezoo"]
     title = TITLES[job].format(
@@ -64,8 +67,17 @@ def _section(job: Job, model: Model, candidates: Sequence[Candidate], rounds: in
     )
     return Section(
         title=f"{model.name}: {title}", mode=job, unit="MiB" if job == "memory" else "ms", shapes=(), rows=rows,
-        verdicts=verdicts(rows, ours, [t for j, t in model.targets if j == job]), agreement=errors,
+        verdicts=verdicts(rows, ours, [t for j, t in model.targets if j == job]), agreement=errors, skipped=skipped,
     )  # fmt: skip
+
+
+def _refuses(candidate: Candidate, job: Job, model: Model) -> str:
+    """Why a candidate is left out: batched_mm copies the weights of every token's experts."""
+    tokens = {"prefill": model.prefill, "decode 1": 1, "decode 8": 8}.get(job, model.rows * model.length)
+    copied = tokens * model.chosen_bytes / 2**20
+    if "batched_mm" in candidate.name and copied > MOST_COPIED:
+        return f"it would copy {copied:.0f} MiB of weights in every layer"
+    return ""
 
 
 def _rows(job: Job, samples: Samples, candidates: Sequence[Candidate]) -> tuple[Row, ...]:

@@ -35,6 +35,13 @@ class Model:
     length: int = 256
     targets: tuple[tuple[Job, Target], ...] = ()
 
+    @property
+    def chosen_bytes(self) -> int:
+        """Of the weights of one token's experts in one layer, in float32."""
+        return 12 * int(
+            self.fields["num_experts_per_tok"] * self.fields["hidden_size"] * self.fields["intermediate_size"]
+        )
+
     def tiny(self) -> Model:
         """The same jobs on a model that costs nothing, to check the program."""
         small = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 64}
