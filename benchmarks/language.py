@@ -10,10 +10,8 @@ and medians are printed, with the ratio to transformers' best. Nothing is assert
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,22 +66,12 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "benchmark": "language",
-        "command": f"python benchmarks/language.py {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "options": {name: getattr(args, name) for name in ("models", "jobs", "rounds", "threads", "quick")},
-        "machine": report.machine("cpu"),
-        "versions": report.versions(),
-        **report.commit(),
-        "sections": [],
-    }
-    print(f"{result['machine']['cpu']}, {args.threads} threads, {result['versions']}, commit {result['commit']}"
-          f"{' with changes' if result['changed'] else ''}\n")  # fmt: skip
+    chosen = {name: getattr(args, name) for name in ("models", "jobs", "rounds", "threads", "quick")}
+    result = report.opened("language", chosen, "cpu")
+    print(report.headline(result, f"{args.threads} threads"))
     for name in args.models:
         for section in measure(MODELS[name].tiny() if args.quick else MODELS[name], args.rounds, args.jobs):
-            result["sections"].append(report.as_json(section))
-            print("\n".join(report.table(section)), flush=True)
+            report.show(result, section)
     if args.quick:
         print("Tiny models: these figures mean nothing.")
     return result

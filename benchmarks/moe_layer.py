@@ -10,9 +10,7 @@ width k * F) and to transformers' best, and the project's targets beside them. N
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,25 +82,12 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def _measure(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
     rate = copy_rate(args.device, dtype, 4 if args.quick else 256, args.rounds)
     setting = measure.Setting(device=args.device, dtype=dtype, rounds=args.rounds, copy_rate=rate)
-    result: dict[str, Any] = {
-        "benchmark": "moe_layer",
-        "command": f"python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "options": {"shapes": args.shapes, "rounds": args.rounds, "device": args.device, "dtype": args.dtype,
-                    "quick": args.quick},
-        "machine": report.machine(args.device),
-        "versions": report.versions(),
-        **report.commit(),
-        "copy_bytes_per_second": rate,
-        "sections": [],
-    }  # fmt: skip
-    head = result["machine"]
-    print(f"{head['gpu'] or head['cpu']}, {args.dtype}, {args.rounds} rounds, {result['versions']}, "
-          f"commit {result['commit']}{' with changes' if result['changed'] else ''}\n")  # fmt: skip
+    chosen = {name: getattr(args, name) for name in ("shapes", "rounds", "device", "dtype", "quick")}
+    result = {**report.opened("moe_layer", chosen, args.device), "copy_bytes_per_second": rate}
+    print(report.headline(result, f"{args.dtype}, {args.rounds} rounds"))
     for name in args.shapes:
         for section in sections(name, setting, args.quick):
-            result["sections"].append(report.as_json(section))
-            print("\n".join(report.table(section)), flush=True)
+            report.show(result, section)
     if args.quick:
         print("Tiny shapes: these figures mean nothing.")
     return result

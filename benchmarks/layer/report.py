@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +66,33 @@ def commit() -> dict[str, Any]:
 
     changed = git("status", "--porcelain", "--", "zoo", "modalities", "benchmarks")
     return {"commit": git("rev-parse", "--short=10", "HEAD"), "changed": None if changed is None else bool(changed)}
+
+
+def opened(benchmark: str, options: dict[str, Any], device: str) -> dict[str, Any]:
+    """What a run writes, before its first section: where it comes from."""
+    return {
+        "benchmark": benchmark,
+        "command": f"python benchmarks/{benchmark}.py {' '.join(sys.argv[1:])}".strip(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "options": options,
+        "machine": machine(device),
+        "versions": versions(),
+        **commit(),
+        "sections": [],
+    }
+
+
+def headline(result: dict[str, Any], how: str) -> str:
+    """The first line of a printed run."""
+    head = result["machine"]
+    changed = " with changes" if result["changed"] else ""
+    return f"{head['gpu'] or head['cpu']}, {how}, {result['versions']}, commit {result['commit']}{changed}\n"
+
+
+def show(result: dict[str, Any], section: Section) -> None:
+    """Prints a section and keeps it."""
+    result["sections"].append(as_json(section))
+    print("\n".join(table(section)), flush=True)
 
 
 def floors_line(floors: Floors, mode: str) -> str:
