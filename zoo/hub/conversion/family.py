@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.hub.config import REMOTE
 from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.harmless import HARMLESS, OFF
 from zoo.hub.conversion.language import Language
@@ -16,7 +17,6 @@ from zoo.spec import Plain, SpecError
 SEPARATE, FUSED = "separate", "fused"  # experts one by one, or stacked in one tensor per layer
 IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.(masked_bias|attn\.bias)")  # buffers that old releases saved
 QUANTISED = "quantization_config"
-REMOTE = ("auto_map", "custom_pipelines")  # keys that name code to download and run
 
 
 @dataclass(frozen=True, kw_only=True)

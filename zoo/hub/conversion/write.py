@@ -100,3 +100,16 @@ def mixture(model: Language) -> Plain:
     if any(layer != layers[0] for layer in layers):
         raise MismatchError("ffn: layers with experts differ; expected the same in all")
     return dict(layers[0])
+
+
+def write_routed(model: Language, width: str = "intermediate_size") -> Plain:
+    """SwiGLU experts of this width under a top-k router whose weights may be divided by their sum over the chosen."""
+    layer = mixture(model)
+    router = of_type(layer["router"], "ffn.router", "top_k")
+    return {
+        "hidden_act": "silu",
+        width: of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
+        "num_experts": layer["routed"],
+        "num_experts_per_tok": router["k"],
+        "norm_topk_prob": router["normalize"] == "selected",
+    }

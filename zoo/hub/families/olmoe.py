@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from zoo.hub.conversion import read, rules, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
 from zoo.hub.conversion.fields import Fields
-from zoo.hub.conversion.language import Language, of_type
+from zoo.hub.conversion.language import Language
 from zoo.hub.conversion.pieces import Piece
 from zoo.hub.families import qwen2_moe
 from zoo.spec import Plain
@@ -31,17 +31,11 @@ def config(model: Language) -> Plain:
 
 def shared(model: Language) -> Plain:
     """The fields that FlexOlmo has too."""
-    layer = write.mixture(model)
-    router = of_type(layer["router"], "ffn.router", "top_k")
     return {
         **write.write_language(model),
         **write.write_grouped(model),
+        **write.write_routed(model),
         "attention_bias": write.attention(model)["bias"],
-        "hidden_act": "silu",
-        "intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
-        "num_experts": layer["routed"],
-        "num_experts_per_tok": router["k"],
-        "norm_topk_prob": router["normalize"] == "selected",
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from zoo.hub.conversion import read, rules, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
 from zoo.hub.conversion.fields import Fields
-from zoo.hub.conversion.language import Language, MismatchError, of_type
+from zoo.hub.conversion.language import Language, MismatchError
 from zoo.hub.conversion.pieces import Piece
 from zoo.spec import Plain
 
@@ -53,16 +53,7 @@ def config(model: Language) -> Plain:
 
 def experts(model: Language) -> Plain:
     """The fields of routed experts and dense layers, as Qwen3-MoE has them too."""
-    layer = write.mixture(model)
-    chosen = of_type(layer["router"], "ffn.router", "top_k")
-    return {
-        **write.write_sparse(model),
-        "hidden_act": "silu",
-        "moe_intermediate_size": of_type(layer["experts"], "ffn.experts", "swiglu")["hidden"],
-        "num_experts": layer["routed"],
-        "num_experts_per_tok": chosen["k"],
-        "norm_topk_prob": chosen["normalize"] == "selected",
-    }
+    return {**write.write_sparse(model), **write.write_routed(model, "moe_intermediate_size")}
 
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
