@@ -1,4 +1,5 @@
-"""A tiny model of two modalities, steps for it, and a fit that keeps the gradients of every step."""
+"""A tiny model of two modalities, steps for it, and a fit that keeps the gradients of every step; a tiny language
+model, and an entry of it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+
+from zoo.hub.entries import Entry, read_entry
 
 torch.set_num_threads(1)
 
@@ -139,3 +143,41 @@ Helper = Callable[..., Any]
 def tiny_parts() -> tuple[Helper, Helper]:
     """`tiny_spec` and `sources`, for fixtures that live longer than a test."""
     return tiny_spec, sources
+
+
+FFN = {"type": "moe", "routed": 4, "experts": {"type": "swiglu", "hidden": 8}, "router": {"type": "top_k", "k": 2}}
+TRAIN = {"steps": 3, "rows": 2, "held_out": 4, "points": 3, "data": [{"type": "docstrings"}]}
+
+
+def tiny_lm(**ffn: Any) -> dict[str, Any]:
+    """Two layers of width 16 over rows of 32 bytes; `ffn` is laid over its MoE layers."""
+    block = {"type": "sequential", "attention": {"heads": 2}, "ffn": {**FFN, **ffn}}
+    return {
+        "type": "unified",
+        "backbone": {"dim": 16, "layers": [{"repeat": 2, "block": block}]},
+        "modalities": {"text": {"type": "text", "length": 32}},
+    }
+
+
+@pytest.fixture(scope="session")
+def language() -> Callable[..., dict[str, Any]]:
+    """`tiny_lm`."""
+    return tiny_lm
+
+
+@pytest.fixture(scope="session")
+def budget() -> dict[str, Any]:
+    """Three steps."""
+    return dict(TRAIN)
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Callable[..., Entry]:
+    """Writes an entry of `tiny_lm` with these claims and reads it."""
+
+    def write(*claims: dict[str, Any], **ffn: Any) -> Entry:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({"spec": tiny_lm(**ffn), "claims": list(claims)}, sort_keys=False))
+        return read_entry(path)
+
+    return write
