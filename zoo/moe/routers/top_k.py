@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from zoo.moe.pool import Pool, Properties
 from zoo.moe.routers.base import GatedRouter, GatedRouterSpec, share_of_chosen, surely
 from zoo.moe.routing import Routing, RoutingContext
+from zoo.spec import Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class TopKSpec(GatedRouterSpec):
     normalize       what weights are divided by: all (sum of s over all columns; the plain softmax), selected (sum over
                     the chosen experts and the shared ones the router weighs), none (s itself; sigmoid only)
     scale           factor on the weights of routed and null experts
+    expert_scale    a learned factor per expert on its weights as well, 1 at first (router_scale of the released code
+                    of Pangu Pro MoE)
     groups          number of equal groups of experts, 1 for none (DeepSeek-V2/V3)
     top_groups      groups a token may choose from
     group_score     a group ranks by its best expert (max) or by the sum of its two best (top2)
@@ -39,6 +43,7 @@ class TopKSpec(GatedRouterSpec):
     score: Literal["softmax", "sigmoid"] = "softmax"
     normalize: Literal["all", "selected", "none"] = "selected"
     scale: float = 1.0
+    expert_scale: bool = False
     groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
@@ -96,16 +101,26 @@ class TopKSpec(GatedRouterSpec):
     def mean_k(self, pool: Pool) -> float:
         return float(self.k)
 
+    def cost(self, dim: int, pool: Pool) -> Cost:
+        own = pool.experts if self.expert_scale else 0
+        return super().cost(dim, pool) + Cost(own, own, 0)
+
     def build(self, dim: int, pool: Pool) -> TopKRouter:
         return TopKRouter(self, dim, pool)
 
 
 class TopKRouter(GatedRouter):
-    """See TopKSpec."""
+    """See TopKSpec. expert_scale [E] float32, where there is one."""
 
     def __init__(self, spec: TopKSpec, dim: int, pool: Pool) -> None:
         super().__init__(spec, dim, pool)
         self.spec = spec
+        self.expert_scale = nn.Parameter(torch.ones(pool.experts, dtype=torch.float32)) if spec.expert_scale else None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.expert_scale is not None:
+            nn.init.ones_(self.expert_scale)
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
         raw, logits, weighing, carry, update = self.gate(x, ctx)
@@ -148,8 +163,7 @@ class TopKRouter(GatedRouter):
             expert = expert.masked_fill(zero, self.pool.experts)
         if self.spec.score == "softmax" and self.spec.normalize == "selected":
             gate, shared = share_of_chosen(raw, expert, self.pool)
-            gate = gate if self.spec.scale == 1 else gate * self.spec.scale
-            return gate, shared if self.pool.shared else None
+            return self._scaled(gate, expert), shared if self.pool.shared else None
         score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
         full = expert < self.pool.experts
         every = surely(full)
@@ -159,8 +173,14 @@ class TopKRouter(GatedRouter):
         total = self._total(score, gate, shared)
         if total is not None:
             gate, shared = gate / total, shared / total
+        return self._scaled(gate, expert), shared if self.pool.shared else None
+
+    def _scaled(self, gate: Tensor, expert: Tensor) -> Tensor:
+        """gate and expert [T, K] -> the weights with the fixed and the learned factor."""
         gate = gate if self.spec.scale == 1 else gate * self.spec.scale
-        return gate, shared if self.pool.shared else None
+        if self.expert_scale is None:
+            return gate
+        return gate * F.pad(self.expert_scale, (0, 1)).to(gate.dtype)[expert]  # an empty slot holds E
 
     def _total(self, score: Tensor, gate: Tensor, shared: Tensor) -> Tensor | None:
         """[T, 1] what weights are divided by; None for 1, which the shares of a softmax sum to."""

@@ -147,6 +147,29 @@ def test_groups_that_cannot_be_equal_are_refused(keys: dict[str, Any], said: str
         parse(RouterSpec, {"type": "top_k", "equal_groups": True, **keys}, "router")
 
 
+def test_a_learned_factor_per_expert_multiplies_its_weights_and_chooses_nothing(route: Any) -> None:
+    """router_scale of the released code: 1 at first, a weight of expert e is S_e times its factor e."""
+    spec, x = moge(2, 2, expert_scale=True), logits(12, 8)
+    plain, started = route(moge(2, 2), EIGHT, x), route(spec, EIGHT, x)
+    assert torch.equal(started.gate, plain.gate) and torch.equal(started.expert, plain.expert)
+    router = spec.build(8, EIGHT)
+    scale = router.expert_scale
+    assert scale is not None
+    with torch.no_grad():
+        scale.copy_(torch.arange(8) / 4)
+    gate, _ = router.weigh(x, plain.expert)
+    torch.testing.assert_close(gate, plain.gate * plain.expert / 4, atol=1e-15, rtol=0)
+    gate.sum().backward()
+    share = torch.zeros(12, 8, dtype=torch.float64).scatter(1, plain.expert, plain.gate).sum(0)
+    assert scale.grad is not None
+    torch.testing.assert_close(scale.grad.double(), share, atol=1e-6, rtol=0)
+    empty, _ = router.weigh(x, torch.full((12, 2), 8))
+    assert not bool(empty.any())
+    assert spec.cost(16, EIGHT).total == moge(2, 2).cost(16, EIGHT).total + 8
+    router.reset_parameters()
+    assert torch.equal(scale, torch.ones(8))
+
+
 def test_a_pool_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="groups: 8 experts do not divide into 3"):
         moge(3, 3).check(EIGHT)
