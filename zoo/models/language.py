@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from zoo.models.answering import Answering, evaluating
 from zoo.moe.record import LayerRecord
 
 INTEGERS = (torch.int64, torch.int32)
+Ids = Tensor | np.ndarray | Sequence[Sequence[int]]  # whole numbers [batch, length]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,30 @@ class LanguageOutput:
         return self.head(self.state) if self.computed is None else self.computed
 
 
-def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cache | None) -> Tokens:
+def as_tensor(name: str, given: Ids) -> Tensor:
+    """What a caller gives as `name`, as a tensor: lists of lists and arrays are taken too.
+
+    Raises ValueError where rows differ in length, TypeError where it holds no numbers.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: rows differ in length; expected [batch, length], short rows padded on the left and 0 there in "
+            "attention_mask"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: got {type(given).__name__} of {array.dtype}, expected whole numbers [batch, length]")
+    return torch.tensor(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+
+
+def as_tokens(text: Text, ids: Ids, attention_mask: Ids | None, cache: Cache | None) -> Tokens:
     """ids [B, S] as tokens. attention_mask, 1 on real ids, is [B, S], or [B, past + S] where a cache holds the past.
 
     Positions count real ids, so rows may be padded on either side.
-    Raises ValueError on a wrong shape and on ids outside the vocabulary.
+    Raises ValueError on a wrong shape, on ids outside the vocabulary, and on a mask of other numbers than 0 and 1.
     """
     ids = checked(text, ids)
     mask = None if attention_mask is None else _mask(ids, attention_mask, 0 if cache is None else cache.length)
@@ -65,22 +86,34 @@ def as_tokens(text: Text, ids: Tensor, attention_mask: Tensor | None, cache: Cac
     return Tokens(embedding=text.embed(ids), mask=mask, position=position, ids=ids)
 
 
-def _mask(ids: Tensor, given: Tensor, past: int) -> Tensor | None:
+def _mask(ids: Tensor, given: Ids, past: int) -> Tensor | None:
     """The mask [B, S] of the new ids; None where it can be seen at no cost that they are all real, since attention
     then needs none either."""
-    if tuple(given.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
-        raise ValueError(
-            f"attention_mask: got shape {list(given.shape)}, expected {list(ids.shape)}"
-            + (f" or {[len(ids), past + ids.shape[1]]} with the {past} ids in the cache" if past else "")
-        )
-    mask = given.bool()[:, -ids.shape[1] :]
+    mask = _checked_mask(ids, given, past)[:, -ids.shape[1] :]
     if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
         return None
     return mask.to(ids.device)
 
 
-def checked(text: Text, ids: Tensor) -> Tensor:
+def _checked_mask(ids: Tensor, given: Ids, past: int = 0) -> Tensor:
+    """An attention mask for ids [B, S] as bool [B, S] or [B, past + S]. Raises ValueError on any other shape, and on
+    numbers other than 0 and 1 (an additive mask, for one); these are looked for on the CPU only."""
+    mask = as_tensor("attention_mask", given)
+    if tuple(mask.shape) not in {(len(ids), ids.shape[1]), (len(ids), past + ids.shape[1])}:
+        raise ValueError(
+            f"attention_mask: got shape {list(mask.shape)}, expected {list(ids.shape)}"
+            + (f" or {[len(ids), past + ids.shape[1]]} with the {past} ids in the cache" if past else "")
+        )
+    if mask.dtype != torch.bool and mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = mask[(mask != 0) & (mask != 1)]
+        if len(wrong):
+            raise ValueError(f"attention_mask: holds {wrong[0].item()}, expected 1 on real ids and 0 on padding")
+    return mask.bool()
+
+
+def checked(text: Text, given: Ids) -> Tensor:
     """ids [B, S] as int64 on the model's device. Raises ValueError on a wrong shape and on ids that there are none."""
+    ids = as_tensor("input_ids", given)
     if ids.ndim != 2 or ids.dtype not in INTEGERS:
         raise ValueError(f"input_ids: got {ids.dtype} {list(ids.shape)}, expected integers [batch, length]")
     _check_range("input_ids", ids, text.embedding.num_embeddings)
@@ -96,11 +129,12 @@ def _check_range(name: str, ids: Tensor, size: int) -> None:
         raise ValueError(f"{name}: got ids {low}..{high}, expected 0..{size - 1}")
 
 
-def mean_cross_entropy(text: Text, state: Tensor, labels: Tensor) -> Tensor:
+def mean_cross_entropy(text: Text, state: Tensor, given: Ids) -> Tensor:
     """Mean over the labels [B, S] that are not -100; position i is scored on label i + 1. 0 where there is none.
 
     Raises ValueError on a wrong shape or type, and on labels that are neither ids nor -100.
     """
+    labels = as_tensor("labels", given)
     if labels.shape != state.shape[:2] or labels.dtype not in INTEGERS:
         raise ValueError(f"labels: got {labels.dtype} {list(labels.shape)}, expected integers {list(state.shape[:2])}")
     _check_range("labels", labels.masked_fill(labels == IGNORE, 0), text.embedding.num_embeddings)
@@ -109,19 +143,17 @@ def mean_cross_entropy(text: Text, state: Tensor, labels: Tensor) -> Tensor:
     return total / (target != IGNORE).sum().clamp(min=1)
 
 
-def as_prompt(text: Text, ids: Tensor, attention_mask: Tensor | None) -> Batch:
+def as_prompt(text: Text, given: Ids, attention_mask: Ids | None) -> Batch:
     """Ids [B, S] and their mask [B, S] (1 on real ids, padding on the left) as `Text.extend` takes prompts.
 
     Raises ValueError where there is nothing to continue, or padding stands where the continuation begins.
     """
-    ids = checked(text, ids)
+    ids = checked(text, given)
     if not ids.numel():
         raise ValueError(f"input_ids: got shape {list(ids.shape)}, expected [batch, length] of 1 or more each")
     if attention_mask is None:
         return text.given(ids)
-    if attention_mask.shape != ids.shape:
-        raise ValueError(f"attention_mask: got shape {list(attention_mask.shape)}, expected {list(ids.shape)}")
-    mask = attention_mask.to(ids.device).bool()
+    mask = _checked_mask(ids, attention_mask).to(ids.device)
     if not bool(mask[:, -1].all()):
         raise ValueError("attention_mask: a row ends with padding; expected rows padded on the left")
     return text.given(ids, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, overload
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modalities.base import Batch, Loss, ModalitySpec, Tokens
 from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import BackboneSpec
-from zoo.models.language import LanguageOutput
+from zoo.models.language import Ids, LanguageOutput
 from zoo.models.origin import Origin
 from zoo.models.verbs import Verbs
 from zoo.moe.layer import MoE
@@ -99,6 +99,24 @@ class Unified(Verbs):
         """The MoE layers in the order of their records."""
         return self.backbone.moe_layers()
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training recomputes the blocks' activations in the backward pass instead of keeping them."""
+        return self.spec.backbone.checkpoint
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recomputes activations of blocks from now on: training takes less memory and longer, no number changes. It
+        is the key `backbone.checkpoint` of the spec, so it is saved with the model."""
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps activations again."""
+        self._set_checkpointing(False)
+
+    def _set_checkpointing(self, on: bool) -> None:
+        self.spec = replace(self.spec, backbone=replace(self.spec.backbone, checkpoint=on))
+        self.backbone.spec = self.spec.backbone
+
     @overload
     def forward(
         self, name: str, batch: Batch, *, step: Tensor | None = None, seed: int | None = None
@@ -106,25 +124,25 @@ class Unified(Verbs):
     @overload
     def forward(
         self,
-        name: Tensor | None = None,
+        name: Ids | None = None,
         batch: None = None,
         *,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        input_ids: Ids | None = None,
+        attention_mask: Ids | None = None,
+        labels: Ids | None = None,
         cache: Cache | None = None,
         output_hidden_states: bool = False,
     ) -> LanguageOutput: ...
     def forward(
         self,
-        name: str | Tensor | None = None,
+        name: str | Ids | None = None,
         batch: Batch | None = None,
         *,
         step: Tensor | None = None,
         seed: int | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        input_ids: Ids | None = None,
+        attention_mask: Ids | None = None,
+        labels: Ids | None = None,
         cache: Cache | None = None,
         output_hidden_states: bool = False,
     ) -> ForwardOutput | LanguageOutput:
@@ -136,7 +154,7 @@ class Unified(Verbs):
             out = self.run(modality.encode(batch), name, step=step, seed=seed)
             return ForwardOutput(modality.loss(out.tokens, batch), out.tokens, out.records)
         ids = input_ids if name is None else name
-        if not isinstance(ids, Tensor):
+        if ids is None or isinstance(ids, str):
             raise TypeError("forward: expected the name of a modality and its batch, or input_ids")
         return self.language(ids, attention_mask, labels, cache, output_hidden_states)
 

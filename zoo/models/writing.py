@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modalities.text.sampling import Sampling, SamplingKeys
 from zoo.backbone.cache import Cache
 from zoo.models.answering import Answering
-from zoo.models.language import LanguageOutput, as_prompt, as_tokens, mean_cross_entropy
+from zoo.models.language import Ids, LanguageOutput, as_prompt, as_tensor, as_tokens, mean_cross_entropy
 
 if TYPE_CHECKING:
     from modalities.text.module import Text
@@ -36,16 +37,16 @@ class Writing(Answering):
 
     def language(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        input_ids: Ids,
+        attention_mask: Ids | None = None,
+        labels: Ids | None = None,
         cache: Cache | None = None,
         output_hidden_states: bool = False,
     ) -> LanguageOutput:
         """What `model(input_ids=...)` computes: see LanguageOutput. Differentiable; shapes as in `as_tokens`.
 
-        Labels [B, S] are shifted here: position i is scored on label i + 1, -100 is left out. With a cache, input_ids
-        are the new ones only.
+        Ids, mask and labels may be tensors, arrays or lists of lists. Labels [B, S] are shifted here: position i is
+        scored on label i + 1, -100 is left out. With a cache, input_ids are the new ones only.
         """
         name, text = self._text()
         tokens = as_tokens(text, input_ids, attention_mask, cache)
@@ -58,9 +59,9 @@ class Writing(Answering):
 
     def generate(
         self,
-        prompt: str | Sequence[str] | Tensor = "",
+        prompt: str | Sequence[str] | Ids = "",
         *,
-        attention_mask: Tensor | None = None,
+        attention_mask: Ids | None = None,
         special: bool = True,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -80,17 +81,17 @@ class Writing(Answering):
         name, text = self._text()
         how = (self.sampling if sampling is None else sampling).but(changes)
         settings: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed), "prefill_chunk": prefill_chunk}
-        if isinstance(prompt, Tensor):
-            given = as_prompt(text, prompt, attention_mask)
+        if not _is_text(prompt):
+            ids = as_tensor("prompt", cast("Ids", prompt))
+            given = as_prompt(text, ids, attention_mask)
             drawn = self._quietly(text.extend(self.stepper(name), given, how, **settings))
             if stream:
                 return (new.clone() for new in drawn)  # outside inference mode, so that it may go into training
-            return torch.cat([prompt.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
+            return torch.cat([ids.cpu(), torch.stack(list(drawn), dim=1)], dim=1)
         if attention_mask is not None:
             raise ValueError("attention_mask: goes with ids; strings are padded here")
-        if not (isinstance(prompt, str) or all(isinstance(one, str) for one in prompt)):
-            raise TypeError("prompt: expected a string, a list of strings, or ids as a tensor [batch, length]")
-        given = text.prompt([prompt] if isinstance(prompt, str) else list(prompt), special)
+        words = [prompt] if isinstance(prompt, str) else list(cast("Sequence[str]", prompt))
+        given = text.prompt(words, special)
         pieces = self._quietly(text.write(self.stepper(name), given, how, **settings))
         if isinstance(prompt, str):
             first = (row[0] for row in pieces)
@@ -100,3 +101,13 @@ class Writing(Answering):
     def _text(self) -> tuple[str, Text]:
         name = self.find("text")
         return name, cast("Text", self.modalities[name])
+
+
+def _is_text(prompt: str | Sequence[str] | Ids) -> bool:
+    """Whether a prompt is words rather than ids. Raises TypeError where it is some of both."""
+    if isinstance(prompt, (str, Tensor, np.ndarray)):
+        return isinstance(prompt, str)
+    words = [isinstance(one, str) for one in prompt]
+    if any(words) and not all(words):
+        raise TypeError("prompt: expected a string, a list of strings, or ids [batch, length]")
+    return all(words)

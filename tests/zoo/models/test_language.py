@@ -94,12 +94,52 @@ def test_hidden_states_and_records(model: Unified) -> None:
         (torch.zeros(1, 2), None, r"input_ids: got torch.float32"),
         (torch.tensor([[1, 999]]), None, r"input_ids: got ids 1..999, expected 0..258"),
         (torch.tensor([[-1, 3]]), None, r"got ids -1..3"),
+        ([[1, 2], [3]], None, r"input_ids: rows differ in length; expected \[batch, length\]"),
+        ([["a"]], None, r"input_ids: got list of <U1, expected whole numbers"),
+        ([[1.5]], None, r"input_ids: got torch.float64"),
         (IDS, torch.ones(2, 5), r"attention_mask: got shape \[2, 5\], expected \[2, 6\]$"),
+        (IDS, [[1] * 6], r"attention_mask: got shape \[1, 6\], expected \[2, 6\]$"),
+        (IDS, [[1] * 6, [1] * 5], r"attention_mask: rows differ in length"),
+        (IDS, torch.zeros(2, 6).fill_(-1e9), r"attention_mask: holds -1000000000.0, expected 1 on real ids and 0 on"),
+        (IDS, IDS, r"attention_mask: holds 256, expected 1 on real ids"),
     ],
 )
-def test_wrong_ids_are_refused(model: Unified, ids: torch.Tensor, mask: torch.Tensor | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_ids_are_refused(model: Unified, ids: Any, mask: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         model(ids, attention_mask=mask)
+
+
+@torch.inference_mode()
+def test_lists_and_arrays_are_as_good_as_tensors(model: Unified) -> None:
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    expected = model(IDS, attention_mask=mask, labels=IDS)
+    for given in ("tolist", "numpy"):
+        ids, seen = (getattr(value, given)() for value in (IDS, mask))
+        found = model(ids, attention_mask=seen, labels=ids)
+        assert torch.equal(found.logits, expected.logits) and torch.equal(found.loss, expected.loss)
+    assert torch.equal(model(IDS, attention_mask=mask.double()).logits, expected.logits)
+
+
+def test_gradient_checkpointing_changes_no_number(plain: dict[str, Any]) -> None:
+    model = zoo.create(plain, seed=0).train()
+
+    def step() -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        model.zero_grad(set_to_none=True)
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, len(saved)
+
+    loss, grads, kept = step()
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()
+    again, found, fewer = step()
+    assert model.is_gradient_checkpointing and model.spec.backbone.checkpoint and fewer < kept / 2
+    assert torch.equal(loss, again) and grads.keys() == found.keys()
+    assert all(torch.equal(grads[name], found[name]) for name in grads)
+    model.gradient_checkpointing_disable()
+    assert step()[2] == kept
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,19 @@ def test_wrong_calls_say_so(pair: tuple[Any, Unified], call: Any, message: str) 
         call(pair[1])
 
 
-def test_a_prompt_is_text_or_a_tensor(pair: tuple[Any, Unified]) -> None:
-    with pytest.raises(TypeError, match=r"prompt: expected a string, a list of strings, or ids as a tensor"):
-        pair[1].generate([[3, 4]])
+def test_a_prompt_is_text_or_ids(pair: tuple[Any, Unified]) -> None:
+    mixed: Any = ["a", [3, 4]]
+    with pytest.raises(TypeError, match=r"prompt: expected a string, a list of strings, or ids"):
+        pair[1].generate(mixed)
+
+
+def test_ids_may_be_lists_and_arrays(pair: tuple[Any, Unified]) -> None:
+    model, how = pair[1], {"max_new_tokens": 3, "temperature": 0.0, "eos": ()}
+    expected = model.generate(PADDED, attention_mask=MASK, **how)
+    for ids, mask in ((PADDED.tolist(), MASK.tolist()), (PADDED.numpy(), MASK.bool().numpy())):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **how), expected)
+    with pytest.raises(ValueError, match="prompt: rows differ in length"):
+        model.generate([[3, 4], [3]])
 
 
 def test_hidden_states_are_those_of_transformers(pair: tuple[Any, Unified]) -> None:
