@@ -18,6 +18,7 @@ from zoo.backbone.cache import Cache
 from zoo.backbone.trunk import BackboneSpec, LayersSpec
 from zoo.moe.feed_forward import DenseSpec
 from zoo.moe.gates.base import Gate, GateSpec
+from zoo.moe.gates.drawn import DrawnGateSpec
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
 from zoo.spec import Cost, linear_cost
@@ -33,7 +34,7 @@ def _one_block() -> BackboneSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreGateSpec(GateSpec):
+class PreGateSpec(DrawnGateSpec):
     """Logits of a token from its id and the ids before it, the same in all MoE layers; the layers' states are not read.
 
     The first MoE layer's gate holds the transformer, the others use its logits. In decoding it has a cache of its own.
@@ -49,13 +50,11 @@ class PreGateSpec(GateSpec):
 
     vocab: int
     trunk: BackboneSpec = field(default_factory=_one_block)
-    init_std: float = 0.02
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vocab < 1:
             raise ValueError(f"vocab: got {self.vocab}, expected 1 or more")
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
         if self.trunk.cond or self.trunk.rope.axes != 1:
             raise ValueError("trunk: reads token ids alone; expected cond: 0 and rope.axes: 1")
         for i, layers in enumerate(self.trunk.layers):

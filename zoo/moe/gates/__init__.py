@@ -10,5 +10,6 @@ classes and a line in the registry under the kind "gate":
   in `ctx.carry`, sums for running statistics that `update` takes up once per optimiser step. `link(earlier)` is where a
   part that several layers share is found.
 
+A gate with weights of its own stands on `drawn`, one around another gate on `holding`, as routers do.
 `affine` multiplies in float32 at least; parameters stay so whatever the model is cast to.
 """

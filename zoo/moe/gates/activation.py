@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.moe.gates.base import Gate, GateSpec, affine
+from zoo.moe.gates.base import affine
+from zoo.moe.gates.drawn import DrawnGate, DrawnGateSpec, undrawn
 from zoo.moe.gates.temperature import TemperatureSpec
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
@@ -26,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationGateSpec(GateSpec):
+class ActivationGateSpec(DrawnGateSpec):
     """logits = (activation(W x) + b) / tau.
 
     With `none` or relu a learned tau is redundant: weights, bias and tau times any c > 0 are the same gate. Bounded
@@ -34,16 +35,10 @@ class ActivationGateSpec(GateSpec):
 
     activation   tanh | sigmoid | gelu | relu | none (the linear dense-to-sparse gate)
     temperature  tau
-    init_std     standard deviation of the initial weights
     """
 
     activation: Literal["tanh", "sigmoid", "gelu", "relu", "none"] = "tanh"
     temperature: TemperatureSpec = field(default_factory=lambda: TemperatureSpec(learn=True))
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     def cost(self, dim: int, pool: Pool) -> Cost:
         learned = int(self.temperature.learn)
@@ -53,22 +48,17 @@ class ActivationGateSpec(GateSpec):
         return ActivationGate(self, dim, pool)
 
 
-class ActivationGate(Gate):
+class ActivationGate(DrawnGate):
     """weight [E + Ns, D], bias [E + Ns], and the temperature."""
 
+    spec: ActivationGateSpec
+
     def __init__(self, spec: ActivationGateSpec, dim: int, pool: Pool) -> None:
-        super().__init__(pool)
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(pool.columns, dtype=torch.float32))
+        super().__init__(spec, pool)
+        self.weight = undrawn(pool.columns, dim)
+        self.bias = undrawn(pool.columns)
         self.temperature = spec.temperature.build()
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws the weights anew; the bias starts at zero, the temperature at its start."""
-        nn.init.normal_(self.weight, std=self.spec.init_std)
-        nn.init.zeros_(self.bias)
-        self.temperature.reset_parameters()
 
     def logits(self, x: Tensor, ctx: RoutingContext) -> Tensor:
         score = ACTIVATIONS[self.spec.activation](affine(x, self.weight))

@@ -20,11 +20,9 @@ class GumbelGateSpec(LinearGateSpec):
     """A linear map; in training the k chosen experts are a draw without replacement, each time in proportion to the
     softmax over those that are left. Weights, losses and inference see no noise.
 
-    first     drawn (DeepSpeed's RSample, for one expert) or best: the best expert is taken, the others are drawn
-              (its top-2, whose second expert is sampled)
-    jitter    no multiplicative noise here: 0
-    init_std  standard deviation of the initial weights
-    bias      whether the map has a (learned) bias, which weights see too
+    first   drawn (DeepSpeed's RSample, for one expert) or best: the best expert is taken, the others are drawn
+            (its top-2, whose second expert is sampled)
+    jitter  no multiplicative noise here: 0
     """
 
     first: Literal["best", "drawn"] = "best"

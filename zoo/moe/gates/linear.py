@@ -5,32 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.moe.gates.base import Gate, GateSpec, Signal, affine
+from zoo.moe.gates.base import Signal, affine
+from zoo.moe.gates.drawn import DrawnGate, DrawnGateSpec, undrawn
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
 from zoo.spec import Cost, linear_cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearGateSpec(GateSpec):
+class LinearGateSpec(DrawnGateSpec):
     """One linear map.
 
-    jitter    training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
-    init_std  standard deviation of the initial weights
-    bias      whether the map has a (learned) bias, which weights see too (gpt-oss)
+    jitter  training multiplies the input of selection (not of weights) by U(1 - jitter, 1 + jitter); 0 is off
+    bias    whether the map has a (learned) bias, which weights see too (gpt-oss)
     """
 
     jitter: float = 0.0
-    init_std: float = 0.02
     bias: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter: got {self.jitter}, expected 0 <= jitter < 1")
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     @property
     def noise(self) -> bool:
@@ -43,21 +41,16 @@ class LinearGateSpec(GateSpec):
         return LinearGate(self, dim, pool)
 
 
-class LinearGate(Gate):
+class LinearGate(DrawnGate):
     """weight [E + Ns, D], and bias [E + Ns] where it has one."""
 
-    def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
-        super().__init__(pool)
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(pool.columns, dim, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(pool.columns, dtype=torch.float32)) if spec.bias else None
-        self.reset_parameters()
+    spec: LinearGateSpec
 
-    def reset_parameters(self) -> None:
-        """Draws the weights anew; the bias starts at zero."""
-        nn.init.normal_(self.weight, std=self.spec.init_std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+    def __init__(self, spec: LinearGateSpec, dim: int, pool: Pool) -> None:
+        super().__init__(spec, pool)
+        self.weight = undrawn(pool.columns, dim)
+        self.bias = undrawn(pool.columns) if spec.bias else None
+        self.reset_parameters()
 
     def logits(self, x: Tensor, ctx: RoutingContext) -> Tensor:
         return affine(x, self.weight, self.bias)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.moe.gates.base import Gate, GateSpec, Signal, affine
+from zoo.moe.gates.drawn import DrawnGate, DrawnGateSpec, undrawn
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
 from zoo.spec import Cost, linear_cost
@@ -18,7 +19,7 @@ STATE = "recurrent_gate.state"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentGateSpec(GateSpec):
+class RecurrentGateSpec(DrawnGateSpec):
     """logits = G_i h_i with h_i = GRU(P_i x, h_{i-1}), h_0 = 0: P_i and G_i belong to a layer, the GRU to all of them.
 
     The state runs over depth for every token apart; nothing of it is kept between tokens or decoding steps.
@@ -26,18 +27,16 @@ class RecurrentGateSpec(GateSpec):
     state     width of the state
     passing   whole (the next layer's state depends on this one, gradient included), detached (without gradient) or
               none (every layer starts from 0, with the same weights): the two others are the paper's comparisons
-    init_std  standard deviation of the initial P and G
+    init_std  standard deviation of the initial P and G; the GRU starts as torch draws it
     """
 
     state: int = 128
     passing: Literal["whole", "detached", "none"] = "whole"
-    init_std: float = 0.02
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.state < 1:
             raise ValueError(f"state: got {self.state}, expected 1 or more")
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     @property
     def carried(self) -> bool:
@@ -61,26 +60,19 @@ class RecurrentGateSpec(GateSpec):
         return RecurrentGate(self, dim, pool)
 
 
-class RecurrentGate(Gate):
+class RecurrentGate(DrawnGate):
     """into [p, D], out [E + Ns, p]; the first MoE layer's owns `cell`, the later ones use that one."""
 
+    spec: RecurrentGateSpec
     cell: nn.GRUCell | None
 
     def __init__(self, spec: RecurrentGateSpec, dim: int, pool: Pool) -> None:
-        super().__init__(pool)
-        self.spec = spec
-        self.into = nn.Parameter(torch.empty(spec.state, dim, dtype=torch.float32))
-        self.out = nn.Parameter(torch.empty(pool.columns, spec.state, dtype=torch.float32))
+        super().__init__(spec, pool)
+        self.into = undrawn(spec.state, dim)
+        self.out = undrawn(pool.columns, spec.state)
         self.cell = nn.GRUCell(spec.state, spec.state, dtype=torch.float32)
         self._first: tuple[RecurrentGate, ...] = ()  # in a tuple, so that its cell is registered once
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws P and G anew, and the GRU where this gate owns it."""
-        for weight in (self.into, self.out):
-            nn.init.normal_(weight, std=self.spec.init_std)
-        if self.cell is not None:
-            self.cell.reset_parameters()
 
     @property
     def shared(self) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from zoo.moe.gates.base import Gate, GateSpec, Signal, affine
-from zoo.moe.gates.linear import LinearGateSpec
+from zoo.moe.gates.base import Gate, Signal, affine
+from zoo.moe.gates.drawn import DrawnGateSpec, undrawn
+from zoo.moe.gates.holding import HoldsGate, HoldsGateSpec
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
 from zoo.spec import Cost, linear_cost
@@ -18,21 +18,17 @@ LOGITS = "residual_gate.logits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualGateSpec(GateSpec):
+class ResidualGateSpec(HoldsGateSpec, DrawnGateSpec):
     """G_j = gate(x) + M_j G_{j-1}, G being the whole raw logits of a layer; the first MoE layer has no map.
 
     gate      what gives a layer's own logits
     init_std  standard deviation of the initial maps
     """
 
-    gate: GateSpec = field(default_factory=LinearGateSpec)
-    init_std: float = 0.02
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gate.carried:
             raise ValueError("gate: expected one that reads its input alone, such as linear or mlp")
-        if self.init_std < 0:
-            raise ValueError(f"init_std: got {self.init_std}, expected 0 or more")
 
     @property
     def carried(self) -> bool:
@@ -42,9 +38,6 @@ class ResidualGateSpec(GateSpec):
     def noise(self) -> bool:
         return self.gate.noise
 
-    def cost(self, dim: int, pool: Pool) -> Cost:
-        return self.gate.cost(dim, pool)
-
     def follow_cost(self, dim: int, pool: Pool) -> Cost:
         return linear_cost(pool.columns, pool.columns)
 
@@ -52,7 +45,7 @@ class ResidualGateSpec(GateSpec):
         return ResidualGate(self, dim, pool)
 
 
-class ResidualGate(Gate):
+class ResidualGate(HoldsGate, Gate):
     """`gate`, and `map` [E + Ns, E + Ns] in all MoE layers but the first."""
 
     map: nn.Parameter | None
@@ -65,11 +58,11 @@ class ResidualGate(Gate):
 
     def link(self, earlier: Sequence[Gate]) -> None:
         if any(isinstance(gate.core, ResidualGate) for gate in earlier):
-            self.map = nn.Parameter(torch.empty(self.pool.columns, self.pool.columns, dtype=torch.float32))
+            self.map = undrawn(self.pool.columns, self.pool.columns)
             nn.init.normal_(self.map, std=self.spec.init_std)
 
     def reset_parameters(self) -> None:
-        self.gate.reset_parameters()
+        super().reset_parameters()
         if self.map is not None:
             nn.init.normal_(self.map, std=self.spec.init_std)
 
@@ -85,6 +78,3 @@ class ResidualGate(Gate):
             weighing=own.weighing + past,
             carry={LOGITS: raw},
         )
-
-    def update(self, totals: Mapping[str, Tensor]) -> None:
-        self.gate.update(totals)

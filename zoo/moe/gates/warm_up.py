@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from zoo.moe.gates.base import Gate, GateSpec, Signal
-from zoo.moe.gates.linear import LinearGateSpec
+from zoo.moe.gates.holding import HoldsGate, HoldsGateSpec
 from zoo.moe.pool import Pool
 from zoo.moe.routing import RoutingContext
-from zoo.spec import Cost
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUpGateSpec(GateSpec):
+class WarmUpGateSpec(HoldsGateSpec, GateSpec):
     """Choice and weights in training see a s + (1 - a) (mu + sigma eps), a = min(step / steps, 1), s the gate's logits
     and eps normal noise per token and expert; losses, traces and evaluation see s.
 
@@ -25,12 +24,10 @@ class WarmUpGateSpec(GateSpec):
     paper states neither their scope nor the number of steps. The gradient passes through a s alone. Without a generator
     of noise, or a step, nothing is warmed up.
 
-    gate      what gives the logits
     steps     optimiser steps until the noise is gone
     momentum  share of mu and sigma^2 that an optimiser step keeps
     """
 
-    gate: GateSpec = field(default_factory=LinearGateSpec)
     steps: int = 2000
     momentum: float = 0.9
 
@@ -43,10 +40,6 @@ class WarmUpGateSpec(GateSpec):
             raise ValueError(f"momentum: got {self.momentum}, expected 0 <= momentum < 1")
 
     @property
-    def carried(self) -> bool:
-        return self.gate.carried
-
-    @property
     def core(self) -> GateSpec:
         return self.gate
 
@@ -57,17 +50,11 @@ class WarmUpGateSpec(GateSpec):
     def follow(self, previous: GateSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
         self.gate.follow(previous, previous_pool, pool)
 
-    def cost(self, dim: int, pool: Pool) -> Cost:
-        return self.gate.cost(dim, pool)
-
-    def follow_cost(self, dim: int, pool: Pool) -> Cost:
-        return self.gate.follow_cost(dim, pool)
-
     def build(self, dim: int, pool: Pool) -> WarmUpGate:
         return WarmUpGate(self, dim, pool)
 
 
-class WarmUpGate(Gate):
+class WarmUpGate(HoldsGate, Gate):
     """`gate`, and the running `mean` and `variance` of its logits over `seen` optimiser steps."""
 
     mean: Tensor
@@ -91,7 +78,7 @@ class WarmUpGate(Gate):
 
     def reset_parameters(self) -> None:
         """Draws the gate anew; the statistics start again."""
-        self.gate.reset_parameters()
+        super().reset_parameters()
         self.mean.zero_()
         self.variance.fill_(1)
         self.seen.zero_()
@@ -120,7 +107,7 @@ class WarmUpGate(Gate):
 
     def update(self, totals: Mapping[str, Tensor]) -> None:
         """The running statistics move towards those of the optimiser step."""
-        self.gate.update(totals)
+        super().update(totals)
         if not float(totals["warm_up.count"]):
             return
         mean = totals["warm_up.sum"] / totals["warm_up.count"]

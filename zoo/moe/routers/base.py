@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from modalities.base import Tokens
 from modalities.precise import Precise
-from zoo.moe.gates.base import GateSpec
-from zoo.moe.gates.linear import LinearGateSpec
+from zoo.moe.gates.holding import HoldsGate, HoldsGateSpec
 from zoo.moe.pool import Pool, Properties
 from zoo.moe.routing import Routing, RoutingContext
 from zoo.spec import Cost
@@ -122,19 +121,13 @@ def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedRouterSpec(RouterSpec):
+class GatedRouterSpec(HoldsGateSpec, RouterSpec):
     """A router that chooses by the logits of a gate.
 
-    gate  what gives the logits
     bias  holds a selection bias per expert, added to the scores for selection only (arXiv 2408.15664)
     """
 
-    gate: GateSpec = field(default_factory=LinearGateSpec)
     bias: bool = False
-
-    @property
-    def carried(self) -> bool:
-        return self.gate.carried
 
     def follow(self, previous: RouterSpec | None, previous_pool: Pool | None, pool: Pool) -> None:
         before = previous.gate if isinstance(previous, GatedRouterSpec) else None
@@ -143,24 +136,14 @@ class GatedRouterSpec(RouterSpec):
         except ValueError as error:
             raise ValueError(f"gate.{error}") from error
 
-    def cost(self, dim: int, pool: Pool) -> Cost:
-        return self.gate.cost(dim, pool)
 
-    def follow_cost(self, dim: int, pool: Pool) -> Cost:
-        return self.gate.follow_cost(dim, pool)
-
-
-class GatedRouter(Router):
+class GatedRouter(HoldsGate, Router):
     """Holds the gate and, where it has one, the selection bias; subclasses choose and weigh."""
 
     def __init__(self, spec: GatedRouterSpec, dim: int, pool: Pool) -> None:
         super().__init__(pool)
         self.gate = spec.gate.build(dim, pool)
         self.register_buffer("bias", torch.zeros(pool.experts, dtype=torch.float32) if spec.bias else None)
-
-    def reset_parameters(self) -> None:
-        """Draws the gate anew."""
-        self.gate.reset_parameters()
 
     @property
     def shared(self) -> bool:
@@ -171,9 +154,6 @@ class GatedRouter(Router):
 
     def link(self, earlier: Sequence[Router]) -> None:
         self.gate.link([router.gate for router in earlier if isinstance(router, GatedRouter)])
-
-    def update(self, totals: Mapping[str, Tensor]) -> None:
-        self.gate.update(totals)
 
     def eligible(self, scores: Tensor, ctx: RoutingContext) -> Tensor:
         """Adds the selection bias and rules out excluded experts (-inf)."""
