@@ -164,6 +164,22 @@ class BalanceSpec:
         return None
 
 
+def check_routed_share(share: float | None) -> None:
+    """Raises ValueError where a share of the slots for the routed experts is none."""
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"routed_share: got {share}, expected more than 0 and at most 1")
+
+
+def target_load(pool: Pool, routed_share: float | None) -> Tensor:
+    """[E] float64, the share of slots that each expert should get: the routed ones `routed_share` together, what an even
+    load gives them where it is None, and the null experts the rest."""
+    share = pool.routed / pool.experts if routed_share is None else routed_share
+    target = torch.full((pool.experts,), share / pool.routed, dtype=torch.float64)
+    if pool.null.count:
+        target[pool.routed :] = (1 - share) / pool.null.count
+    return target
+
+
 def _weighed(expert: Tensor, weight: Tensor, experts: int) -> Tensor:
     """[E] the weights [T] of the tokens whose slots [T, K] hold each expert; empty slots are left out."""
     spread = weight[:, None].expand(expert.shape).flatten()

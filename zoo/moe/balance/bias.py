@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from zoo.moe.balance.base import BalanceSpec
+from zoo.moe.balance.base import BalanceSpec, check_routed_share, target_load
 from zoo.moe.pool import Pool
 
 
@@ -39,8 +39,7 @@ class BiasSpec(BalanceSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.routed_share is not None and not 0 < self.routed_share <= 1:
-            raise ValueError(f"routed_share: got {self.routed_share}, expected more than 0 and at most 1")
+        check_routed_share(self.routed_share)
 
     def check(self, pool: Pool) -> None:
         if self.routed_share is not None and self.routed_share < 1 and not pool.null.count:
@@ -48,11 +47,7 @@ class BiasSpec(BalanceSpec):
 
     def targets(self, pool: Pool) -> Tensor:
         """[E] the share of slots each expert should get."""
-        share = pool.routed / pool.experts if self.routed_share is None else self.routed_share
-        target = torch.full((pool.experts,), share / pool.routed)
-        if pool.null.count:
-            target[pool.routed :] = (1 - share) / pool.null.count
-        return target
+        return target_load(pool, self.routed_share).float()
 
     def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor:
         """[E], zero where nothing was counted."""

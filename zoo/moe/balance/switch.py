@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.moe.balance.base import BalanceContext, BalanceSpec, Scope
+from zoo.moe.balance.base import BalanceContext, BalanceSpec, Scope, check_routed_share, target_load
 from zoo.moe.pool import Pool
 from zoo.moe.routing import Routing
 
@@ -60,8 +60,7 @@ class SwitchSpec(BalanceSpec):
             raise ValueError(f"groups: got {self.groups}, expected 1 or more")
         if self.null_weight <= 0:
             raise ValueError(f"null_weight: got {self.null_weight}, expected more than 0")
-        if self.routed_share is not None and not 0 < self.routed_share <= 1:
-            raise ValueError(f"routed_share: got {self.routed_share}, expected more than 0 and at most 1")
+        check_routed_share(self.routed_share)
         if self.wider_scope() and (self.count == "best" or self.once):
             key = "once" if self.once else "count"
             raise ValueError(f"{key}: not counted beyond a micro-batch; expected scope: sequence or micro")
@@ -85,11 +84,7 @@ class SwitchSpec(BalanceSpec):
 
     def targets(self, pool: Pool) -> Tensor:
         """[G] float64, the share that each group should get; they sum to 1."""
-        share = pool.routed / pool.experts if self.routed_share is None else self.routed_share
-        target = torch.full((pool.experts,), share / pool.routed, dtype=torch.float64)
-        if pool.null.count:
-            target[pool.routed :] = (1 - share) / pool.null.count
-        return _sum_groups(target, self.group_of(pool))
+        return _sum_groups(target_load(pool, self.routed_share), self.group_of(pool))
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
         groups, weights = self.group_of(ctx.pool), ctx.weights(routing, routing.raw.dtype)[:, None]
