@@ -20,7 +20,9 @@ class TopPSpec(GatedRouterSpec):
     """Every token goes to the smallest set of its best experts whose probabilities sum to at least p.
 
     p          probability mass, 0 < p <= 1; 1 keeps all
-    max_k      most experts per token; None is ceil(p E), which no row exceeds
+    strict     the probabilities must sum to more than p: one expert more where they meet it exactly (the released code
+               of dynamic routing)
+    max_k      most experts per token; None is the most that a row can need: ceil(p E), strict floor(p E) + 1
     min_k      fewest experts per token
     combine    weights inside the chosen set: prob (proportional to the probability), uniform (1 / k), sparsemixer (a
                pick weighs 1 over its near ties, as in the released UniMoE-Audio; see `near_tie`)
@@ -30,6 +32,7 @@ class TopPSpec(GatedRouterSpec):
     """
 
     p: float = 0.7
+    strict: bool = False
     max_k: int | None = None
     min_k: int = 1
     combine: Literal["prob", "uniform", "sparsemixer"] = "prob"
@@ -47,10 +50,15 @@ class TopPSpec(GatedRouterSpec):
             raise ValueError(f"normalize: 'all' needs combine: prob, got combine: {self.combine}")
 
     def slots(self, pool: Pool) -> int:
-        """K: the most experts a token can fill. The k best of E hold at least k / E, so ceil(p E) always suffices;
+        """K: the most experts a token can fill. The k best of E hold at least k / E, so that `even` always suffices;
         a selection bias or an exclusion breaks that order, so all E are provided there."""
-        bound = pool.experts if self.bias or self.p >= 1 else min(pool.experts, math.ceil(self.p * pool.experts))
+        bound = pool.experts if self.bias or self.p >= 1 else self.even(pool)
         return max(self.min_k, bound if self.max_k is None else min(self.max_k, pool.experts))
+
+    def even(self, pool: Pool) -> int:
+        """The experts that equal probabilities need."""
+        mass = self.p * pool.experts
+        return min(pool.experts, math.floor(mass) + 1 if self.strict else math.ceil(mass))
 
     def properties(self, pool: Pool) -> Properties:
         # one chosen expert of normalised weight is the constant 1; equal weights never depend on the logits
@@ -78,7 +86,7 @@ class TopPSpec(GatedRouterSpec):
             raise ValueError("max_k: one expert of normalised weight 1 leaves the router without task gradient")
 
     def mean_k(self, pool: Pool) -> float:
-        return float(min(self.slots(pool), max(self.min_k, math.ceil(self.p * pool.experts))))
+        return float(min(self.slots(pool), max(self.min_k, self.even(pool))))
 
     def build(self, dim: int, pool: Pool) -> TopPRouter:
         return TopPRouter(self, dim, pool)
@@ -104,7 +112,8 @@ class TopPRouter(GatedRouter):
         mass = probs.gather(1, expert).cumsum(-1)
         before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
         rank = torch.arange(slots, device=x.device)
-        keep = (before < self.spec.p) | (rank < self.spec.min_k)
+        short = before <= self.spec.p if self.spec.strict else before < self.spec.p
+        keep = short | (rank < self.spec.min_k)
         if self.spec.p >= 1:  # a float32 sum may reach 1 early
             keep = torch.ones_like(keep)
         keep = keep & ctx.mask[:, None] & (best > -torch.inf)

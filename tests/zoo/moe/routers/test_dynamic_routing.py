@@ -22,18 +22,18 @@ def context(tokens: int) -> RoutingContext:
     return RoutingContext(shape=(1, tokens), mask=torch.ones(tokens, dtype=torch.bool))
 
 
-def route(p: float, probability: Tensor) -> Routing:
+def route(p: float, probability: Tensor, strict: bool = False) -> Routing:
     """The routing of tokens with these probabilities [T, E]."""
     experts = probability.shape[1]
-    router = TopPSpec(p=p, normalize="all").build(experts, Pool(routed=experts)).double()
+    router = TopPSpec(p=p, normalize="all", strict=strict).build(experts, Pool(routed=experts)).double()
     with torch.no_grad():
         router.get_parameter("gate.weight").copy_(torch.eye(experts))
     routing: Routing = router(probability.double().log(), context(len(probability)))
     return routing
 
 
-def count(p: float, row: list[float]) -> int:
-    return int(route(p, torch.tensor([row])).full.sum())
+def count(p: float, row: list[float], strict: bool = False) -> int:
+    return int(route(p, torch.tensor([row]), strict).full.sum())
 
 
 @pytest.mark.parametrize(("p", "expected"), [(0.4, 1), (0.49, 1), (0.6, 2), (0.69, 2), (0.75, 3), (1.0, 5)])
@@ -43,8 +43,24 @@ def test_the_hand_case(p: float, expected: int) -> None:
 
 @pytest.mark.parametrize(("p", "expected"), [(0.25, 1), (0.5, 1), (0.75, 2), (0.875, 3), (1.0, 4)])
 def test_sums_that_meet_p_exactly_are_enough(p: float, expected: int) -> None:
-    """Exact binary fractions; the released code, which asks for more than p, keeps one more in the middle."""
+    """Exact binary fractions."""
     assert count(p, [0.5, 0.25, 0.125, 0.125]) == expected
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.25, 1), (0.5, 2), (0.75, 3), (0.875, 4), (1.0, 4)])
+def test_the_released_code_asks_for_more_than_p(p: float, expected: int) -> None:
+    """One expert more where a sum meets p, and all where no sum exceeds it."""
+    assert count(p, [0.5, 0.25, 0.125, 0.125], strict=True) == expected
+
+
+def test_the_strict_hand_case_and_its_bound() -> None:
+    row = [0.5, 0.2, 0.15, 0.1, 0.05]
+    assert [count(p, row, strict=True) for p in (0.4, 0.51, 0.71, 1.0)] == [1, 2, 3, 5]
+    pool = Pool(routed=16)
+    assert [TopPSpec(p=p, strict=True).slots(pool) for p in (0.4, 0.5, 1.0)] == [7, 9, 16]
+    assert [TopPSpec(p=p).slots(pool) for p in (0.4, 0.5, 1.0)] == [7, 8, 16]
+    assert count(0.5, [1 / 16] * 16) == 8 and count(0.5, [1 / 16] * 16, strict=True) == 9
+    assert TopPSpec(p=0.5, strict=True).mean_k(pool) == 9
 
 
 def test_equal_probabilities_fill_seven_of_sixteen() -> None:
