@@ -43,7 +43,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
         {"k": 1, "normalize": "all"},
         {"k": 3, "score": "sigmoid", "normalize": "none", "scale": 2.5},
         {"groups": 2, "top_groups": 1, "k": 2},
-        {"groups": 2, "equal_groups": True, "k": 2, "normalize": "all"},
+        {"groups": 2, "equal_groups": True, "k": 2, "normalize": "all", "expert_scale": True},
         {"groups": 2, "top_groups": 1, "group_score": "top2", "score": "sigmoid", "bias": True},
         {"gate": {"jitter": 0.3}},
         {"gate": {"type": "gumbel"}},
@@ -51,6 +51,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ("router", "top_p"): [
         {"p": 1.0},
         {"p": 0.5, "max_k": 2},
+        {"p": 0.5, "strict": True, "normalize": "all"},
         {"p": 0.5, "min_k": 2},
         {"combine": "sparsemixer", "near_tie": 0.2},
         {"gate": {"jitter": 0.3}},
