@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from zoo.moe.gates.base import Gate, Signal, affine
@@ -22,11 +23,17 @@ class ResidualGateSpec(HoldsGateSpec, DrawnGateSpec):
     """G_j = gate(x) + M_j G_{j-1}, G being the whole raw logits of a layer; the first MoE layer has no map.
 
     gate      what gives a layer's own logits
+    spread    standard deviation over the experts that each token's logits are scaled to before anything but the next
+              layer sees them, null for none (an option of the released code, there 1 where it is on)
     init_std  standard deviation of the initial maps
     """
 
+    spread: float | None = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.spread is not None and self.spread <= 0:
+            raise ValueError(f"spread: got {self.spread}, expected more than 0, or null")
         if self.gate.carried:
             raise ValueError("gate: expected one that reads its input alone, such as linear or mlp")
 
@@ -68,13 +75,17 @@ class ResidualGate(HoldsGate, Gate):
 
     def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
         own = self.gate.signal(x, ctx)
-        if self.map is None:
-            return own._replace(carry={LOGITS: own.raw})
-        past = affine(ctx.carry[LOGITS], self.map)
-        raw = own.raw + past
-        return own._replace(
-            raw=raw,
-            selection=own.selection + past[:, : self.pool.experts],
-            weighing=own.weighing + past,
-            carry={LOGITS: raw},
-        )
+        if self.map is not None:
+            past = affine(ctx.carry[LOGITS], self.map)
+            selection = own.selection + past[:, : self.pool.experts]
+            own = own._replace(raw=own.raw + past, selection=selection, weighing=own.weighing + past)
+        return self._scaled(own)._replace(carry={LOGITS: own.raw})
+
+    def _scaled(self, signal: Signal) -> Signal:
+        """With the deviation that the description asks for; a token with equal logits keeps them."""
+        if self.spec.spread is None:
+            return signal
+        deviation = signal.raw.std(dim=-1, keepdim=True, correction=min(1, self.pool.columns - 1))
+        factor = self.spec.spread / torch.where(deviation > 0, deviation, self.spec.spread)
+        raw, selection, weighing = (logits * factor for logits in (signal.raw, signal.selection, signal.weighing))
+        return signal._replace(raw=raw, selection=selection, weighing=weighing)

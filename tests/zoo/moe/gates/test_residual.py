@@ -15,7 +15,7 @@ from zoo.moe.pool import NullSpec, Pool
 from zoo.moe.routers.base import GatedRouter, RouterSpec
 from zoo.moe.routing import RoutingContext
 from zoo.moe.spec import MoESpec
-from zoo.spec import parse
+from zoo.spec import SpecError, parse
 
 DIM = 8
 CHEAP = {"null_experts": {"zero": 1, "copy": 1}}
@@ -123,6 +123,26 @@ def test_logits_add_up_over_the_layers(inner: str) -> None:
         torch.testing.assert_close(signal.raw, total, rtol=1e-12, atol=1e-14)
         assert signal.carry[LOGITS] is signal.raw
         past = dict(signal.carry)
+
+
+def test_each_tokens_logits_may_be_scaled_to_one_deviation() -> None:
+    """An option of the released code: over all experts, N - 1 below; the next layer adds the logits as they were."""
+    plain, scaled = gates(trunk({"type": "residual"})), gates(trunk({"type": "residual", "spread": 1.0}))
+    x, past = states(5), {LOGITS: states(5)[:, :4]}
+    for before, after in zip(plain, scaled, strict=True):
+        wanted, found = (gate(x, context(5, carry=past)) for gate in (before, after))
+        assert torch.equal(found.carry[LOGITS], wanted.raw)
+        expected = wanted.raw / wanted.raw.std(dim=1, keepdim=True)
+        for logits in (found.raw, found.selection, found.weighing):
+            torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        scaled[0].get_parameter("gate.weight").zero_()
+    even = scaled[0](x.requires_grad_(), context(5))
+    assert not bool(even.raw.any())
+    even.raw.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in scaled[0].parameters() if p.grad is not None)
+    with pytest.raises(SpecError, match=r"gate\.spread: got 0\.0"):
+        layer({**PAPER, "gate": {"type": "residual", "spread": 0.0}})
 
 
 def test_maps_of_zero_change_nothing() -> None:
