@@ -171,8 +171,8 @@ def check_routed_share(share: float | None) -> None:
 
 
 def target_load(pool: Pool, routed_share: float | None) -> Tensor:
-    """[E] float64, the share of slots that each expert should get: the routed ones `routed_share` together, what an even
-    load gives them where it is None, and the null experts the rest."""
+    """[E] float64, the share of slots of each expert: `routed_share` for the routed ones together (None: what an even load
+    gives them), the rest for the null experts."""
     share = pool.routed / pool.experts if routed_share is None else routed_share
     target = torch.full((pool.experts,), share / pool.routed, dtype=torch.float64)
     if pool.null.count:
