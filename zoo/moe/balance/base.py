@@ -159,6 +159,11 @@ class BalanceSpec:
         no loss."""
         return None
 
+    def slope(self, routing: Routing, ctx: BalanceContext) -> Tensor | None:
+        """[E] how `loss` changes with P_i, the mean probability of each expert (all tokens' by the same amount), what
+        it counts held fixed; None where the rule is no function of P."""
+        return None
+
     def delta(self, counts: Tensor, pool: Pool, step: int = 0) -> Tensor | None:
         """The change of the bias [E] at an optimiser step with these counts [E]; None where the rule is a loss."""
         return None
@@ -171,8 +176,8 @@ def check_routed_share(share: float | None) -> None:
 
 
 def target_load(pool: Pool, routed_share: float | None) -> Tensor:
-    """[E] float64, the share of slots of each expert: `routed_share` for the routed ones together (None: what an even load
-    gives them), the rest for the null experts."""
+    """[E] float64, the share of slots of each expert: the routed ones get `routed_share` together (None: what an even
+    load gives them), the null experts the rest."""
     share = pool.routed / pool.experts if routed_share is None else routed_share
     target = torch.full((pool.experts,), share / pool.routed, dtype=torch.float64)
     if pool.null.count:
