@@ -80,7 +80,8 @@ class UnifiedModule(WholeSteps):
                 maps that read its states train at lr / s.
             init_std: Standard deviation of the initial embedding tables, and divided by the root of s of those matrices
                 (s is 1 without tuned_width); every part's own where left out.
-            init_from: Weights to start from: the folder of a saved model or a safetensors file.
+            init_from: Weights to start from: the folder of a saved model or of a public checkpoint, or a safetensors
+                file.
             init_strict: Whether init_from must hold exactly the model's tensors.
             seed: Source of the initial weights and of everything drawn in training.
         """
@@ -187,7 +188,9 @@ class UnifiedModule(WholeSteps):
         return results
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the counters that everything drawn is derived from."""
+        """Adds the counters that everything drawn is derived from, and of which public checkpoint the model is."""
+        if self.model.origin is not None:
+            checkpoint["origin"] = self.model.origin.plain()
         checkpoint["training"] = {"done": self.done, "skipped": self.skipped, "fitted": sorted(self.fitted)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

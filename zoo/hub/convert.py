@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from modalities.text.module import Text
 from zoo.hub import skeleton, tensors
 from zoo.hub.card import CardFields
 from zoo.hub.folder import check_target
 from zoo.hub.weights import save
+from zoo.models.origin import Origin
 from zoo.spec import SpecError, parse
 
 if TYPE_CHECKING:
@@ -51,7 +53,18 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Unified:
     stored = {name: tensors.Stored(path, tuple(value.shape), value.dtype) for name, value in state.items()}
     tensors.check(stored, model.state_dict(), path)
     model.load_state_dict(state, assign=True)
-    return cast("Unified", model)
+    return _remembering(cast("Unified", model), content.get("origin"))
+
+
+def _remembering(model: Unified, origin: Mapping[str, Any] | None) -> Unified:
+    """The model, with what it remembers of the public checkpoint that training began from and with that one's tokenizer
+    where its folder is still there."""
+    if origin is not None:
+        model.origin = Origin.of(origin)
+        for modality in model.modalities.values():
+            if isinstance(modality, Text) and model.origin.folder is not None:
+                modality.attach(model.origin.folder)
+    return model
 
 
 def _open(path: Path) -> dict[str, Any]:

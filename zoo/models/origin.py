@@ -20,3 +20,13 @@ class Origin:
     family: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain types, for a training checkpoint."""
+        folder = None if self.folder is None else str(self.folder.absolute())
+        return {"family": self.family, "fields": dict(self.fields), "folder": folder}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Origin:
+        """What `plain` gave."""
+        return cls(plain["family"], plain["fields"], None if plain["folder"] is None else Path(plain["folder"]))
