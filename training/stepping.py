@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from training.distill import RouteTeacher
-from training.guard import Guard, Micro
+from training.guard import Guard, Listener, Micro
 from training.hidden_z import HiddenZ, States
 from training.meter import Meter, Report
 from training.ranks import gather, reduce
@@ -128,6 +128,9 @@ class WholeSteps(L.LightningModule):
         if self.teacher is not None:
             terms |= self.teacher.losses(micro, out.records)
         self.meter.add(name, out, terms)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Listener):
+                callback.hear(self.done, out.records, balance, totals.balance_divisor())
         loss = self.loss_weights[name] * out.loss.total.float() / totals.divisor(name, self.divide)
         for term in terms.values():
             loss = loss + term / totals.balance_divisor()

@@ -105,9 +105,9 @@ def train(module: Any, steps: Sequence[Any], folder: Path, callbacks: Sequence[A
     from training.data import Fixed
 
     trainer = L.Trainer(
-        default_root_dir=folder, max_steps=len(steps), max_epochs=1, accelerator="cpu", logger=False,
+        default_root_dir=folder, max_steps=len(steps), max_epochs=1, accelerator="cpu",
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-        **{"devices": 1, **settings},
+        **{"devices": 1, "logger": False, **settings},
     )  # fmt: skip
     trainer.fit(module, train_dataloaders=Fixed(list(steps)))
     return trainer

@@ -3,7 +3,7 @@ once per step (selection biases, running statistics of routers)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -68,8 +68,7 @@ class BalanceStep:
     def losses(self, records: Sequence[LayerRecord], step: int) -> dict[str, Tensor]:
         """Weighted losses of a micro-batch, "type" -> scalar: sums over its tokens, mean over layers."""
         total: dict[str, Tensor] = {}
-        for layer, record, counts in zip(self.layers, records, self.counts, strict=True):
-            ctx = BalanceContext.of(record.routing, record.shape, record.document, counts, layer.pool, record.weight)
+        for layer, record, ctx in self._contexts(records):
             for rule in layer.spec.balance:
                 value = rule.loss(record.routing, ctx)
                 if value is not None:
@@ -77,6 +76,26 @@ class BalanceStep:
                     term = rule.weight_at(step) * value / len(self.layers)
                     total[name] = total[name] + term if name in total else term
         return total
+
+    @torch.no_grad()
+    def slopes(self, records: Sequence[LayerRecord], step: int) -> list[Tensor]:
+        """[E] for each layer: how the weighted losses of a micro-batch change with the experts' mean probabilities."""
+        found = []
+        for layer, record, ctx in self._contexts(records):
+            total = record.routing.raw.new_zeros(layer.pool.experts)
+            for rule in layer.spec.balance:
+                slope = rule.slope(record.routing, ctx)
+                total = total if slope is None else total + rule.weight_at(step) * slope / len(self.layers)
+            found.append(total)
+        return found
+
+    def _contexts(self, records: Sequence[LayerRecord]) -> Iterator[tuple[MoE, LayerRecord, BalanceContext]]:
+        for layer, record, counts in zip(self.layers, records, self.counts, strict=True):
+            yield (
+                layer,
+                record,
+                BalanceContext.of(record.routing, record.shape, record.document, counts, layer.pool, record.weight),
+            )
 
     @torch.no_grad()
     def finish(self, step: int) -> None:

@@ -87,20 +87,31 @@ class SwitchSpec(BalanceSpec):
         return _sum_groups(target_load(pool, self.routed_share), self.group_of(pool))
 
     def loss(self, routing: Routing, ctx: BalanceContext) -> Tensor:
-        groups, weights = self.group_of(ctx.pool), ctx.weights(routing, routing.raw.dtype)[:, None]
+        weights = ctx.weights(routing, routing.raw.dtype)[:, None]
         probs = torch.where(routing.mask[:, None], self._probabilities(routing), 0) * weights
         probs = torch.cat([probs[:, : ctx.pool.routed], probs[:, ctx.pool.routed :] * self.null_weight], dim=1)
+        mass = self._sum(_sum_groups(probs, self.group_of(ctx.pool)), ctx)  # [sequences, G]
+        share, _ = self._shares(routing, ctx, weights)
+        return self.factor * (share * mass / self.targets(ctx.pool).to(mass)).sum()
+
+    def slope(self, routing: Routing, ctx: BalanceContext) -> Tensor | None:
+        if self.probability != "full":
+            return None
+        share, tokens = self._shares(routing, ctx, ctx.weights(routing, routing.raw.dtype)[:, None])
+        found = self.factor * (share * tokens / self.targets(ctx.pool).to(share)).sum(0)[self.group_of(ctx.pool)]
+        return torch.cat([found[: ctx.pool.routed], found[ctx.pool.routed :] * self.null_weight])
+
+    def _shares(self, routing: Routing, ctx: BalanceContext, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """[sequences, G] f, and [sequences, 1] the tokens of this micro-batch, counted by their weights [T, 1]."""
+        groups = self.group_of(ctx.pool)
         hits = _sum_groups(self._hits(routing), groups)
-        hits = (hits.clamp(max=1) if self.once else hits) * weights
-        mass = self._sum(_sum_groups(probs, groups), ctx)  # [sequences, G]
-        load = self._sum(hits, ctx)
-        tokens = self._sum(weights, ctx)
+        load = self._sum((hits.clamp(max=1) if self.once else hits) * weights, ctx)
+        own = tokens = self._sum(weights, ctx)
         if ctx.counts is not None and self.wider_scope():
             wider = ctx.counts.first if self.count == "first" else ctx.counts.slots
-            load, tokens = _sum_groups(wider.to(probs.dtype)[None], groups), ctx.counts.tokens.to(probs.dtype)
+            load, tokens = _sum_groups(wider.to(weights.dtype)[None], groups), ctx.counts.tokens.to(weights.dtype)
         total = tokens if self.count == "tokens" else load.sum(-1, keepdim=True)
-        share = load / total.clamp(min=torch.finfo(probs.dtype).tiny)
-        return self.factor * (share * mass / self.targets(ctx.pool).to(mass)).sum()
+        return load / total.clamp(min=torch.finfo(weights.dtype).tiny), own
 
     def _sum(self, values: Tensor, ctx: BalanceContext) -> Tensor:
         """[T, X] -> [N, X]: sums over the tokens of each sequence, or of all (N = 1)."""
