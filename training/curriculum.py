@@ -22,9 +22,11 @@ from training.settings import arguments, remember
 from zoo.hub.entries import plain_spec
 from zoo.models.unified import ModelSpec
 from zoo.spec import SpecError, dump, override, parse, read_yaml
-from zoo.surgery.base import SurgerySpec
+from zoo.surgery.base import State, SurgerySpec
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from training.data import MixtureData
     from training.module import UnifiedModule
 
@@ -122,17 +124,20 @@ def run(spec: CurriculumSpec, *, progress: bool = True) -> Path:
         print(f"stage {number} of {len(spec.stages)}: {stage.name}, {stage.steps} steps", flush=True)
         module, data, trainer = build(spec, stage)
         remember(folder, begun)
+        callbacks: list[Callback] = []
         if stage.enter is not None:
-            begin(module, spec, stage.enter)
+            callbacks = begin(module, spec, stage.enter)
             reuse(data, prepared, stage.enter)
-        fit(module, data, max_steps=stage.steps, folder=folder, **{"progress": progress, **trainer})
+        settings = {"progress": progress, **trainer}
+        fit(module, data, max_steps=stage.steps, folder=folder, callbacks=callbacks, **settings)
         save_weights(module.model, folder / FINISHED)
         prepared[stage.name] = data
     return root / spec.stages[-1].name / FINISHED
 
 
-def begin(module: UnifiedModule, spec: CurriculumSpec, enter: SurgerySpec) -> None:
-    """Gives the model the weights its stage begins with; what was fitted before training comes along."""
+def begin(module: UnifiedModule, spec: CurriculumSpec, enter: SurgerySpec) -> list[Callback]:
+    """Gives the model the weights its stage begins with; what was fitted before training comes along. Returns what has
+    to take part in the training."""
     from safetensors.torch import load_file
 
     model, folder = module.model, Path(spec.output)
@@ -147,6 +152,23 @@ def begin(module: UnifiedModule, spec: CurriculumSpec, enter: SurgerySpec) -> No
     owned = [name for name in module.names if enter.owner(name) is not None]
     if owned:
         module.mark_fitted(*owned)
+    weights = {name: source[1] for name, source in sources.items()}
+    return _remembered(spec, enter, state, weights) if enter.remembered() else []
+
+
+def _remembered(spec: CurriculumSpec, enter: SurgerySpec, state: State, sources: Mapping[str, State]) -> list[Callback]:
+    """What gives the stage's optimiser the moments that the surgery carries over."""
+    from training import moments
+    from training.callbacks.checkpoint import LAST
+    from training.module import UnifiedModule
+
+    found = {}
+    for name in enter.remembered():
+        stage = next(stage for stage in spec.stages if stage.name == name)
+        module = UnifiedModule(**arguments(UnifiedModule, resolve(spec.defaults, stage)["model"], f"stages.{name}.fit"))
+        found[name] = moments.read(Path(spec.output) / name / LAST, module)
+    kinds = sorted({kind for by_kind in found.values() for kind in by_kind})
+    return [moments.Remember({k: enter.moments(state, sources, {n: by[k] for n, by in found.items()}) for k in kinds})]
 
 
 def described(spec: CurriculumSpec, name: str) -> ModelSpec:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.curriculum import CurriculumSpec, build, main, run
+from training.moments import read
 from zoo.spec import SpecError, parse
 
 SPLIT = {"backbone.layers.0.block.ffn": {"type": "dense", "hidden": 16}}
@@ -100,6 +101,25 @@ def test_stopped_in_stage_three_goes_on_bit_equal(unbroken, tmp_path, monkeypatc
     expected = load_file(unbroken / "joint" / "weights.safetensors")
     for name, value in load_file(tmp_path / "joint" / "weights.safetensors").items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(("optimiser", "steps"), [("carried", 3.0), ("reset", 1.0)])
+def test_spawned_experts_go_on_with_the_dense_moments(tmp_path, tiny_parts, optimiser, steps):
+    plain = describe(tmp_path, tiny_parts)
+    (text,) = (stage["fit"] for stage in plain["stages"] if stage["name"] == "text")
+    enter = {"type": "spawn", "stage": "text", "optimiser": optimiser}
+    experts = {"backbone.layers.0.block.ffn.experts.hidden": 16}
+    diverse = {"data": text["data"], "model": {"overrides": experts}}
+    plain["stages"] = [
+        {"name": "text", "steps": 2, "fit": text},
+        {"name": "diverse", "steps": 1, "enter": enter, "fit": diverse},
+    ]
+    spec = parse(CurriculumSpec, plain)
+    run(spec)
+    found = read(tmp_path / "diverse" / "last.ckpt", build(spec, spec.stages[1])[0])
+    counted = found["step"]
+    assert counted["backbone.blocks.0.ffn.experts.gate_up"] == counted["backbone.norm.weight"] == steps
+    assert counted["backbone.blocks.0.ffn.router.gate.weight"] == 1
 
 
 def test_warm_up_trains_gates_only(unbroken):

@@ -40,6 +40,17 @@ class SurgerySpec:
         """Whether entries of this tensor that are zero in the result stay so while the stage trains. No by default."""
         return False
 
+    def remembered(self) -> tuple[str, ...]:
+        """The sources whose optimisers' moments `moments` takes up; none by default, and the result's optimiser begins
+        anew."""
+        return ()
+
+    def moments(self, result: State, sources: Mapping[str, State], found: Mapping[str, State]) -> State:
+        """What the optimiser remembers of the result's tensors from one kind of moment of the `remembered` sources'
+        (found, by source and tensor; a number for what counts steps). sources holds their weights. Tensors that are
+        left out begin anew."""
+        raise NotImplementedError
+
     def check(self, spec: ModelSpec, sources: Mapping[str, ModelSpec]) -> None:
         """Raises ValueError("key: ...") where the descriptions alone tell that it cannot be done."""
 

@@ -24,21 +24,24 @@ class SpawnSpec(SurgerySpec):
 
     Outputs move without bound. With share 0 they are the dense model's wherever the weights of a token's experts sum to
     1, but equal copies under an even gate never part. Biases are not touched. The paper's abstract says that diverse
-    experts are spawned, not how: mode and share are ours. A stage of a curriculum begins with a fresh optimiser.
+    experts are spawned, not how: mode and share are ours.
 
-    stage    the dense model; in a curriculum, the name of an earlier stage
-    mode     mask_once (a share of the entries is zero at the start, each expert's own), mask_kept (and stays zero while
-             the stage trains), noise (of `share` times the weights' deviation) or reinit (a share of the hidden
-             channels is drawn anew with the mean and deviation of what stood there)
-    share    how much, 0 <= share < 1
-    rescale  masked weights are divided by 1 - share
-    seed     of what is drawn
+    stage      the dense model; in a curriculum, the name of an earlier stage
+    mode       mask_once (a share of the entries is zero at the start, each expert's own), mask_kept (and stays zero
+               while the stage trains), noise (of `share` times the weights' deviation) or reinit (a share of the hidden
+               channels is drawn anew with the mean and deviation of what stood there)
+    share      how much, 0 <= share < 1
+    rescale    masked weights are divided by 1 - share
+    optimiser  begins anew (reset) or goes on with its moments of the dense model (carried): copies have those of what
+               they copy, entries that became zero or were drawn anew have none
+    seed       of what is drawn
     """
 
     stage: str
     mode: Literal["mask_once", "mask_kept", "noise", "reinit"] = "mask_once"
     share: float = 0.3
     rescale: bool = False
+    optimiser: Literal["reset", "carried"] = "reset"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +80,25 @@ class SpawnSpec(SurgerySpec):
             else:
                 result[name] = take(weights, name, value)
         return spec, result
+
+    def remembered(self) -> tuple[str, ...]:
+        return (self.stage,) if self.optimiser == "carried" else ()
+
+    def moments(self, result: State, sources: Mapping[str, State], found: Mapping[str, State]) -> State:
+        dense, old, carried = sources[self.stage], found[self.stage], {}
+        for name, value in result.items():
+            source = name.replace(EXPERTS, ".ffn.")
+            if source in old:
+                moment = old[source]
+                spread = EXPERTS in name and moment.ndim > 0
+                carried[name] = moment * self._kept(value, dense[source]) if spread else moment.clone()
+        return carried
+
+    def _kept(self, experts: Tensor, dense: Tensor) -> Tensor:
+        """Which entries [R, ...] are what the dense tensor had there."""
+        if self.mode == "noise":
+            return torch.ones_like(experts)
+        return (experts != 0 if self.rescale else experts == dense).to(experts)
 
     def _copies(self, name: str, dense: Tensor, count: int) -> Iterator[Tensor]:
         """The experts of one tensor; what is drawn follows from the seed, the layer and, but for channels, the map."""

@@ -117,6 +117,33 @@ def test_noise_is_a_share_of_the_weights_deviation() -> None:
     assert float(moved.std() / old.std()) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ({"mode": "mask_once"}, 0.7),
+        ({"mode": "mask_once", "rescale": True}, 0.7),
+        ({"mode": "noise"}, 1.0),
+        ({"mode": "reinit", "share": 0.5}, 0.5),
+        ({"share": 0.0}, 1.0),
+    ],
+)
+def test_copies_take_the_moments_of_what_they_copy(keys: dict[str, Any], part: float) -> None:
+    """Masked as the weights are; what counts steps goes on; gates begin anew."""
+    dense, model = spawned(**keys)
+    surgery, found = SpawnSpec(stage="dense", optimiser="carried", **keys), dense.state_dict()
+    assert surgery.remembered() == ("dense",) and SpawnSpec(stage="dense", **keys).remembered() == ()
+    moments = {name: torch.rand_like(value) + 1 for name, value in found.items()}
+    carried = surgery.moments(model.state_dict(), {"dense": found}, {"dense": moments})
+    assert carried.keys() == {n for n in model.state_dict() if ".router." not in n}
+    for name, value in carried.items():
+        source = name.replace(".ffn.experts.", ".ffn.")
+        kept = value != 0
+        assert torch.equal(value[kept], moments[source].expand_as(value)[kept])
+        assert float(kept.double().mean()) == pytest.approx(part if source != name else 1.0, abs=0.06)
+    steps = {"dense": {name: torch.tensor(7.0) for name in found}}
+    assert {float(v) for v in surgery.moments(model.state_dict(), {"dense": found}, steps).values()} == {7.0}
+
+
 def test_channels_are_drawn_anew_in_both_maps() -> None:
     dense, model = spawned(mode="reinit", share=0.5)
     source, found = dense.state_dict(), experts(model)
