@@ -34,6 +34,12 @@ class Lookahead:
         chosen, experts = self.expert[layer], self.experts[layer]
         return [set(row[row < experts].tolist()) for row in chosen]
 
+    def needs(self, layer: int = 0) -> list[list[set[int]]]:
+        """The experts of every token of each prompt in one MoE layer, padding left out: what `expert_batches` takes."""
+        experts = self.experts[layer]
+        found = [[set(slots) - {experts} for slots in row] for row in self.expert[layer].tolist()]
+        return [[token for token in row if token] for row in found]
+
 
 @torch.no_grad()
 def lookahead(model: Unified, prompts: Sequence[str] | Tensor, mask: Tensor | None = None) -> Lookahead:
