@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.moe.kernels.triton.launch import launch
 from zoo.moe.kernels.triton.plan import Plan
 from zoo.moe.kernels.triton.settings import Tile
-from zoo.moe.kernels.triton.tile import GROUP, on, place, precision, span
+from zoo.moe.kernels.triton.tile import on, place, product
 
 
 def scatter_sum(
@@ -27,32 +28,9 @@ def scatter_sum(
     depth = rows.shape[1]
     width = weight.shape[2] if transposed else weight.shape[1]
     spread = rows.new_empty(len(rows), width)
-    column_tiles = triton.cdiv(width, tile.columns)
-    if len(rows):
-        with on(rows):
-            scatter_kernel[(len(plan.tiles) * column_tiles,)](
-                rows,
-                weight,
-                gate,
-                plan.order,
-                plan.tiles,
-                spread,
-                len(plan.tiles),
-                depth,
-                EXPERTS=weight.shape[0],
-                INNER=depth,
-                WIDTH=width,
-                COLUMN_STRIDE=1 if transposed else depth,
-                INNER_STRIDE=width if transposed else 1,
-                HEIGHT=height,
-                COLUMNS=tile.columns,
-                DEPTH=tile.depth,
-                COLUMN_TILES=column_tiles,
-                GROUP=GROUP,
-                PRECISION=precision(rows.dtype),
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
+    constants = {"EXPERTS": weight.shape[0], "INNER": depth, "WIDTH": width}
+    strides = {"COLUMN_STRIDE": 1 if transposed else depth, "INNER_STRIDE": width if transposed else 1}
+    launch(scatter_kernel, plan, tile, height, depth, width, rows, weight, gate, spread, **constants, **strides)
     return _sum_slots(spread, expert, weight.shape[0])
 
 
@@ -74,14 +52,14 @@ def _sum_slots(spread: Tensor, expert: Tensor, experts: int) -> Tensor:
 
 @triton.jit(do_not_specialize=["tile_count", "inner"])
 def scatter_kernel(  # type: ignore[no-untyped-def]
+    order,
+    tiles,
+    tile_count,
+    inner,
     rows,
     weight,
     gate,
-    order,
-    tiles,
     spread,
-    tile_count,
-    inner,
     EXPERTS: tl.constexpr,
     INNER: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -90,32 +68,21 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
-    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One tile of HEIGHT rows x COLUMNS outputs, stored where the rows' slots are."""
-    tile, column_tile = place(tl.program_id(0), tile_count, COLUMN_TILES, GROUP)
-    expert = tl.load(tiles + tile * 3)
+    expert, first, end, _, column, wide = place(tiles, tile_count, WIDTH, COLUMNS)
     if expert >= EXPERTS:
         return
-    end = tl.load(tiles + tile * 3 + 2)
-    row = tl.load(tiles + tile * 3 + 1) + tl.arange(0, HEIGHT)
+    row = first + tl.arange(0, HEIGHT)
     live = row < end
     row = tl.minimum(row, end - 1)
-    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    wide = (column < WIDTH) | (WIDTH % COLUMNS == 0)
     depth = tl.arange(0, DEPTH)
 
     row_at = rows + row.to(tl.int64)[:, None] * INNER + depth[None, :]
     weight_at = weight + expert.to(tl.int64) * (INNER * WIDTH)
     weight_at = weight_at + column[None, :] * COLUMN_STRIDE + depth[:, None] * INNER_STRIDE
-    total = tl.zeros((HEIGHT, COLUMNS), tl.float32)
-    for start in span(0, inner, DEPTH):
-        deep = (start + depth < INNER) | (INNER % DEPTH == 0)
-        left = tl.load(row_at + start, mask=deep[None, :], other=0.0)
-        right = tl.load(weight_at + start * INNER_STRIDE, mask=deep[:, None] & wide[None, :], other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+    total = product(row_at, weight_at, wide, inner, INNER_STRIDE, INNER, DEPTH, PRECISION)
 
     slot = tl.load(order + row)
     if gate is not None:

@@ -1,4 +1,4 @@
-"""What the kernels share: where a program stands, and on which device it is launched."""
+"""What the kernels share: where a program stands, the product of its tile, and on which device it is launched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Row tiles that run side by side before the next block of columns: they share an expert's weights in the L2 cache.
-GROUP = 8
+GROUP = tl.constexpr(8)
 
 
 def on(tensor: Tensor) -> AbstractContextManager[object]:
@@ -35,13 +35,36 @@ span = _interpreted_span if triton.knobs.runtime.interpret else tl.range
 
 
 @triton.jit
-def place(program, tile_count, COLUMN_TILES: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(row tile, column tile) of a program."""
-    width: tl.constexpr = GROUP * COLUMN_TILES
-    start = (program // width) * GROUP
+def place(tiles, tile_count, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where this program stands: (expert, first row, end of the expert's rows, column tile, columns [COLUMNS], which of
+    them lie within WIDTH); see Plan.tiles."""
+    group: tl.constexpr = GROUP * ((WIDTH + COLUMNS - 1) // COLUMNS)
+    start = (tl.program_id(0) // group) * GROUP
     size = tl.minimum(tile_count - start, GROUP)
-    inside = program % width
-    return start + inside % size, inside // size
+    inside = tl.program_id(0) % group
+    entry = tiles + (start + inside % size) * 3
+    column = inside // size * COLUMNS + tl.arange(0, COLUMNS)
+    wide = (column < WIDTH) | (WIDTH % COLUMNS == 0)
+    return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), inside // size, column, wide
+
+
+@triton.jit
+def product(  # type: ignore[no-untyped-def]
+    left, right, wide, inner, STRIDE: tl.constexpr, INNER: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr
+):
+    """left [HEIGHT, DEPTH] and right [DEPTH, COLUMNS] point at the first step of a contraction over INNER, in which
+    they advance by 1 and by STRIDE -> [HEIGHT, COLUMNS] float32; columns that are not `wide` are not read.
+
+    inner equals INNER, but is not known to the compiler: some constant numbers of steps it unrolls, for ten seconds.
+    """
+    depth = tl.arange(0, DEPTH)
+    total = tl.zeros((left.shape[0], right.shape[1]), tl.float32)
+    for start in span(0, inner, DEPTH):
+        deep = (start + depth < INNER) | (INNER % DEPTH == 0)
+        a = tl.load(left + start, mask=deep[None, :], other=0.0)
+        b = tl.load(right + start * STRIDE, mask=deep[:, None] & wide[None, :], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit

@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.moe.kernels.triton.launch import launch
 from zoo.moe.kernels.triton.plan import Plan
 from zoo.moe.kernels.triton.settings import Tile
-from zoo.moe.kernels.triton.tile import GROUP, on, place, precision, span
+from zoo.moe.kernels.triton.tile import place, span
 
 
 def up(
@@ -21,46 +22,22 @@ def up(
     count = len(rows.order)
     h = x.new_empty(count if hidden else 0, width)
     pre = x.new_empty(count if preact else 0, 2 * width)
-    column_tiles = triton.cdiv(width, tile.columns)
-    if count:
-        with on(x):
-            up_kernel[(len(rows.tiles) * column_tiles,)](
-                x,
-                gate_up,
-                rows.order,
-                rows.tiles,
-                h,
-                pre,
-                len(rows.tiles),
-                dim,
-                EXPERTS=experts,
-                DIM=dim,
-                HIDDEN=width,
-                SLOTS=slots,
-                WRITE_HIDDEN=hidden,
-                WRITE_PREACT=preact,
-                HEIGHT=height,
-                COLUMNS=tile.columns,
-                DEPTH=tile.depth,
-                COLUMN_TILES=column_tiles,
-                GROUP=GROUP,
-                PRECISION=precision(x.dtype),
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
+    constants = {"EXPERTS": experts, "DIM": dim, "HIDDEN": width, "SLOTS": slots}
+    flags = {"WRITE_HIDDEN": hidden, "WRITE_PREACT": preact}
+    launch(up_kernel, rows, tile, height, dim, width, x, gate_up, h, pre, **constants, **flags)
     return h, pre
 
 
 @triton.jit(do_not_specialize=["tile_count", "inner"])
 def up_kernel(  # type: ignore[no-untyped-def]
-    x,
-    gate_up,
     order,
     tiles,
-    h,
-    pre,
     tile_count,
     inner,
+    x,
+    gate_up,
+    h,
+    pre,
     EXPERTS: tl.constexpr,
     DIM: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -70,24 +47,18 @@ def up_kernel(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    COLUMN_TILES: tl.constexpr,
-    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One tile of HEIGHT rows x COLUMNS hidden units. Rows behind the expert's last are computed, never stored.
 
-    inner equals DIM, but is not known to the compiler: some constant numbers of steps it unrolls, for ten seconds.
+    Two products over the same rows, which `product` would read twice; for `inner` see there.
     """
-    tile, column_tile = place(tl.program_id(0), tile_count, COLUMN_TILES, GROUP)
-    expert = tl.load(tiles + tile * 3)
+    expert, first, end, _, column, wide = place(tiles, tile_count, HIDDEN, COLUMNS)
     if expert >= EXPERTS:
         return
-    first = tl.load(tiles + tile * 3 + 1)
     row = first + tl.arange(0, HEIGHT)
-    live = row < tl.load(tiles + tile * 3 + 2)
+    live = row < end
     token = tl.load(order + row, mask=live, other=0) // SLOTS
-    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    wide = (column < HIDDEN) | (HIDDEN % COLUMNS == 0)
     depth = tl.arange(0, DEPTH)
 
     x_at = x + token.to(tl.int64)[:, None] * DIM + depth[None, :]
