@@ -88,7 +88,8 @@ class Meter:
         return np.split(flat, np.cumsum(self.sizes)[:-1])
 
     def _routing(self, total: dict[str, np.ndarray], loads: dict[str, list[np.ndarray]]) -> dict[str, float]:
-        """Shares of the slots, over all layers; the load of each expert per layer; the worst imbalance."""
+        """Shares of the slots, over all layers; the load of each expert and the slots per token by layer; the worst
+        imbalance."""
         layers = [np.sum(parts, axis=0) for parts in zip(*loads.values(), strict=True)]
         slots = max(sum(float(layer.sum()) for layer in layers), 1.0)
         tokens = max(float(total["routed"].sum()), 1.0)
@@ -100,6 +101,7 @@ class Meter:
             "routing/imbalance": max(float(layer.max() / max(layer.mean(), 1e-9)) for layer in layers),
         }
         for i, layer in enumerate(layers):
+            scalars[f"routing/layer{i}/mean_k"] = float(layer.sum()) / max(float(total["routed"][i]), 1.0)
             share = layer / max(float(layer.sum()), 1.0)
             scalars |= {f"load/layer{i}/expert{e}": float(s) for e, s in enumerate(share)}
         return scalars

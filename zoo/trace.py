@@ -39,6 +39,11 @@ class LayerTrace:
     mask: np.ndarray
     load: np.ndarray
 
+    @property
+    def count(self) -> np.ndarray:
+        """[T] int64 slots that each token fills; 0 on padding."""
+        return ((self.expert < len(self.load)) & self.mask[:, None]).sum(axis=1)
+
 
 @dataclass
 class Trace:
@@ -79,6 +84,24 @@ class Trace:
                 table[t.layer] += np.bincount(chosen.ravel(), minlength=width + 1)[:width]
         order = ("all", *self.names)
         return {name: loads[name] for name in order if name in loads}
+
+    def mean_k(self, by: Literal["modality", "all"] = "modality") -> dict[str, np.ndarray]:
+        """Filled slots per token, [layers] float64, by modality or under "all"; as `load` counts them, NaN where no
+        token of a modality was."""
+        import numpy as np
+
+        found: dict[str, np.ndarray] = {}
+        for name, load in self.load(by).items():
+            tokens = np.zeros(len(load))
+            for t in self.layers:
+                tokens[t.layer] += (t.mask & self._of(t, name)).sum()
+            with np.errstate(invalid="ignore"):
+                found[name] = load.sum(axis=1) / tokens
+        return found
+
+    def _of(self, t: LayerTrace, name: str) -> np.ndarray:
+        """[T] bool: tokens of a modality; all of them for "all"."""
+        return t.modality == self.names.index(name) if name in self.names else t.modality >= 0
 
     def to_csv(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """A line per token and filled slot: forward, layer, token, modality, slot, expert, gate. Written beside, then

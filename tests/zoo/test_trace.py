@@ -37,6 +37,22 @@ def test_it_counts_what_the_layers_count(model: Unified, texts: dict[str, torch.
     assert trace.null == 1
 
 
+def test_slots_per_token_and_layer(plain: dict[str, Any], texts: dict[str, torch.Tensor]) -> None:
+    """Top-p, so that tokens fill unlike numbers of slots."""
+    router = {"type": "top_p", "p": 0.5, "gate": {"init_std": 0.5}}
+    model = zoo.create(plain, seed=0, backbone__layers__0__block__ffn__router=router)
+    series = batch_of(model, "series", [{"series": np.sin(np.arange(60.0))}])
+    with zoo.trace(model) as trace:
+        text, other = model("text", texts), model("series", series)
+    for i, record in enumerate(text.records):
+        count = record.stats.count.numpy()
+        assert np.array_equal(trace.layers[i].count, count) and len(set(count[texts["mask"].flatten()])) > 1
+        assert trace.mean_k()["text"][i] == pytest.approx(float(record.stats.mean_k))
+        slots, tokens = (sum(float(x) for x in pair) for pair in zip(
+            *((r.stats.load.sum(), r.stats.tokens) for r in (record, other.records[i])), strict=True))  # fmt: skip
+        assert trace.mean_k("all")["all"][i] == pytest.approx(slots / tokens)
+
+
 def test_it_changes_nothing_and_leaves_nothing(model: Unified, texts: dict[str, torch.Tensor]) -> None:
     before = model("text", texts).tokens.embedding
     with zoo.trace(model) as trace:

@@ -78,12 +78,14 @@ def _places(model: nn.Module) -> list[str]:
 
 
 def _print_load(found: Trace, places: Sequence[str]) -> None:
-    """Shares of each layer's slots in per cent, null experts marked."""
+    """Shares of each layer's slots in per cent, null experts marked, and the slots that a token fills."""
     wide = max(5, *map(len, places))
+    mean_k = found.mean_k()
     for name, slots in found.load().items():
         experts = slots.shape[1]
         heads = [f"n{e - experts + found.null}" if e >= experts - found.null else str(e) for e in range(experts)]
         print(f"{name}: share of slots per expert, %")
-        print(f"{'layer':{wide}} " + " ".join(f"{h:>5}" for h in heads))
-        for place, row in zip(places, slots, strict=True):
-            print(f"{place:>{wide}} " + " ".join(f"{100 * n / max(row.sum(), 1):5.1f}" for n in row))
+        print(f"{'layer':{wide}} " + " ".join(f"{h:>5}" for h in heads) + " | mean k")
+        for place, row, k in zip(places, slots, mean_k[name], strict=True):
+            shares = " ".join(f"{100 * n / max(row.sum(), 1):5.1f}" for n in row)
+            print(f"{place:>{wide}} {shares} | {k:6.2f}")

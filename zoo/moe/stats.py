@@ -27,6 +27,11 @@ class Stats:
         """[E] slots that chose each expert, before policies."""
         return count_slots(self.routing.selected, self.pool.experts)
 
+    @property
+    def count(self) -> Tensor:
+        """[T] slots that each token filled, before policies; 0 on padding."""
+        return (self.routing.selected < self.pool.experts).sum(-1)
+
     @cached_property
     def tokens(self) -> Tensor:
         """[] real tokens."""

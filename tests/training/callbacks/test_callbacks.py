@@ -38,6 +38,7 @@ def test_the_logs_hold_what_matters(tiny: Any, tmp_path: Path) -> None:
         assert float(row["routing/dropped_share"]) == 0 and float(row["tokens_per_second"]) > 0
         assert float(row["balance/switch"]) > 0 and float(row["balance/zloss"]) > 0
         for layer in range(2):
+            assert float(row[f"routing/layer{layer}/mean_k"]) == 2
             assert sum(float(row[f"load/layer{layer}/expert{e}"]) for e in range(5)) == pytest.approx(1, abs=1e-4)
     assert all(float(row["val/text/loss"]) > 0 for row in rows if row["val/loss"])
     assert list((tmp_path / "tensorboard").glob("events.*"))

@@ -25,6 +25,7 @@ def test_the_table_and_the_files(run: Any, refused: Any, saved: Path, text: Path
     out = tmp_path / "traced"
     status, printed, _ = run("trace", saved, "--text", text, "--out", out)
     assert status == 0 and "text: share of slots per expert, %" in printed and "n0" in printed
+    assert all(line.endswith("|   2.00") for line in printed.splitlines()[2:4])
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert (out / "load.png").stat().st_size > 1000
     with (out / "routing.csv").open(newline="", encoding="utf-8") as handle:

@@ -165,6 +165,7 @@ def test_statistics_by_hand() -> None:
     assert stats.load.tolist() == [3, 1, 2]
     assert (int(stats.tokens), int(stats.kept), int(stats.null)) == (3, 4, 2)
     assert float(stats.mean_k) == pytest.approx(2.0)
+    assert stats.count.tolist() == [2, 2, 2, 0]
     assert float(stats.null_share) == pytest.approx(1 / 3)
     assert float(stats.dropped_share) == pytest.approx(1 / 3)
     assert float(stats.imbalance) == pytest.approx(1.5)
