@@ -117,9 +117,7 @@ class MoE(nn.Module):
             y = reference.mixture(handle.sent, handle.routing, self.experts, handle.ctx)
         else:
             y = self.experts.mixture(handle.sent, handle.routing, recompute=self.spec.recompute)
-        y = self.experts.after(y)
-        null = self.null_experts(self._scaled(handle.x), handle.routing)
-        y = y if null is None else y + null.to(y.dtype)
+        y = self.null_experts(self.experts.after(y), self._scaled(handle.x), handle.routing)
         return y if self.out_bias is None else y + handle.routing.mask[:, None] * self.out_bias.to(y.dtype)
 
     def _compute(self, rows: Rows, ctx: RoutingContext) -> Tensor:

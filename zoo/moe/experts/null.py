@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.moe.kernels.null import add_constants, add_copies
 from zoo.moe.pool import Pool
 from zoo.moe.routing import Routing
 from zoo.spec import Cost, linear_cost
@@ -34,28 +34,19 @@ class NullExperts(nn.Module):
             nn.init.normal_(self.mix, std=self.mix.shape[-1] ** -0.5)
             nn.init.normal_(self.value)
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor | None:
-        """x [T, D] -> [T, D], or None where the pool has no null expert that answers anything.
-
-        All of them together are a multiple of x and a sum of the constants, so x is read twice however many there are.
-        """
-        null, wide = self.pool.null, torch.promote_types(x.dtype, torch.float32)
-        if not null.copy and self.mix is None:
-            return None
-        scale = x.new_zeros(len(x), dtype=wide)
-        if null.copy:
-            scale = self._gates(routing, self.pool.first("copy"), null.copy).sum(-1).to(wide)
+    def forward(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
+        """y [T, D] and what null experts answer to x [T, D]."""
+        x, wide = x.to(y.dtype), torch.promote_types(x.dtype, torch.float32)
+        copy = self._copied(routing).to(wide) if self.pool.null.copy else None
         if self.mix is None or self.value is None:
-            return scale[:, None].to(x.dtype) * x
-        gates = self._gates(routing, self.pool.first("constant"), null.constant).to(wide)
-        mix = F.linear(x, self.mix.flatten(0, 1).to(x.dtype)).unflatten(-1, (null.constant, 2))
-        share = torch.softmax(mix.to(wide), dim=-1) * gates[..., None]
-        scale = scale + share[..., 0].sum(-1)
-        return scale[:, None].to(x.dtype) * x + share[..., 1].to(x.dtype) @ self.value.to(x.dtype)
+            return y if copy is None else add_copies(y, x, copy)
+        ids = torch.arange(self.pool.first("constant"), self.pool.experts, device=x.device)
+        gate = torch.where(routing.expert[..., None] == ids, routing.gate[..., None], 0).sum(1).to(wide)
+        # a softmax of two logits is the sigmoid of their difference
+        return add_constants(y, x, copy, gate, self.mix[:, 0] - self.mix[:, 1], self.value)
 
-    @staticmethod
-    def _gates(routing: Routing, start: int, count: int) -> Tensor:
-        """[T, count] the weight a token gives to each of the experts from `start` on."""
-        ids = torch.arange(start, start + count, device=routing.expert.device)
-        chosen = routing.expert[..., None] == ids
-        return torch.where(chosen, routing.gate[..., None], 0).sum(1)
+    def _copied(self, routing: Routing) -> Tensor:
+        """[T] the weight a token gives to copies of itself, however many experts copy."""
+        expert, first, end = routing.expert, self.pool.first("copy"), self.pool.first("constant")
+        chosen = expert == first if end == first + 1 else (expert >= first) & (expert < end)
+        return torch.where(chosen, routing.gate, 0).sum(1)
