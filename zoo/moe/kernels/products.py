@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.moe.kernels.plan import Chunk
 
-MIDDLE = range(48, 161)  # rows
+MIDDLE = range(48, 192)  # rows
 DEEP, WIDE = 512, 1024  # a cut product sums over so many inputs at a time, where it has so many outputs or more
 
 
