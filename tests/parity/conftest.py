@@ -1,10 +1,8 @@
 """Tiny random models of transformers beside what we make of their files.
 
 A file in tests/parity/families names a family: BASE holds the fields of a tiny model beyond TINY (`...` takes one of
-those away), VARIANTS maps a name to the fields that differ. It may define `choices(peer, run) -> list of [tokens, k]`
-where the experts that a peer chose while `run()` runs have to be found in another way, `unused(name, fields)` for
-tensors that a peer saves without ever reading them, and `complete(folder)`, which adds what a peer does not open a
-folder without.
+those away), VARIANTS maps a name to the fields that differ. It may define `unused(name, fields)` for tensors that a
+peer saves without ever reading them, and `complete(folder)`, which adds what a peer does not open a folder without.
 """
 
 from __future__ import annotations

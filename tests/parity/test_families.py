@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.hub.conversion.checkpoint import describe, full
 from zoo.hub.conversion.family import FUSED
 from zoo.hub.families import NAMES, family
+from zoo.hub.parity import choices_of, compare
 from zoo.spec import dump
 
 RELATIVE = 1e-5  # of the largest logit
@@ -29,17 +30,8 @@ def assert_close(ours: Tensor, theirs: Tensor, mask: Tensor) -> None:
 
 def chosen_by(peer: Any, run: Callable[[], Any]) -> list[Tensor]:
     """[tokens, k] the experts that each router of the peer chose, in the order of layers."""
-    found: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, tuple):
-            found.extend(o.flatten(0, -2) for o in output if isinstance(o, Tensor) and o.dtype == torch.int64)
-
-    routers = [m for name, m in peer.named_modules() if name.endswith((".gate", ".router", "mlp.gate.topk"))]
-    handles = [module.register_forward_hook(note) for module in routers]
-    run()
-    for handle in handles:
-        handle.remove()
+    with choices_of(peer) as found:
+        run()
     return found
 
 
@@ -80,12 +72,17 @@ def test_routers_choose_the_same_experts(pair: Any, batch: tuple[Tensor, Tensor]
     ids, mask = batch
     with torch.no_grad():
         records = pair.ours(ids, attention_mask=mask).records
-    find = getattr(pair.case.table, "choices", chosen_by)
-    theirs = find(pair.peer, lambda: run(pair.peer, ids, mask))
+    theirs = chosen_by(pair.peer, lambda: run(pair.peer, ids, mask))
     assert len(records) == len(theirs)
     real = mask.flatten().bool()
     for record, expert in zip(records, theirs, strict=True):
         assert torch.equal(record.routing.expert[real].sort(-1).values, expert[real].sort(-1).values)
+
+
+def test_load_check_compares_the_folder(pair: Any) -> None:
+    found = compare(pair.folder)
+    assert found.problems() == [] and found.choices is not None
+    assert (found.choices > 0) == bool(pair.ours.moe_layers())
 
 
 def test_greedy_decoding_with_a_cache(pair: Any, batch: tuple[Tensor, Tensor]) -> None:

@@ -47,7 +47,7 @@ def read(path: Path) -> Plain:
 def content(path: Path) -> Plain:
     """A config.json as it stands there. Raises FileNotFoundError, or SpecError where it is no mapping."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent}: holds no config.json; expected a folder that zoo.save wrote")
+        raise FileNotFoundError(f"{path.parent}: holds no config.json; expected a saved model or a public checkpoint")
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -64,7 +64,9 @@ def _check(path: Path, content: Plain) -> None:
     if content.get("format") != FORMAT:
         found = content.get("model_type") or content.get("_class_name") or content.get("format")
         what = f"of {found!r}" if found else f"with the keys {', '.join(map(str, list(content)[:6])) or '(none)'}"
-        raise SpecError(f'{path}: a config {what}; expected "format": "{FORMAT}", as zoo.save writes it')
+        raise SpecError(
+            f'{path}: a config {what}; expected "format": "{FORMAT}", as zoo.save writes it, or "model_type"'
+        )
     if content.get("version") != VERSION:
         raise SpecError(f"{path}: layout version {content.get('version')!r}, this release reads version {VERSION}")
     unknown = sorted(set(content) - KEYS)

@@ -70,7 +70,7 @@ def compare(folder: Path) -> Parity:
     del ours, out
     with _quiet(transformers):
         peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        with _choices(peer) as seen:
+        with choices_of(peer) as seen:
             theirs = peer.eval()(input_ids=ids, use_cache=False).logits
     scale = float(theirs.abs().max())
     gap = float((mine - theirs).abs().max())
@@ -99,13 +99,16 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _choices(peer: nn.Module) -> Iterator[list[Tensor]]:
-    """[tokens, k] the experts that each router of the peer chooses inside, where it returns them."""
+def choices_of(peer: nn.Module) -> Iterator[list[Tensor]]:
+    """[tokens, k] the experts that each router of the peer chooses inside, where it returns them or logits."""
     found: list[Tensor] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, tuple):
-            found.extend(o.flatten(0, -2) for o in output if isinstance(o, Tensor) and o.dtype == torch.int64)
+        wide = [o for o in output if isinstance(o, Tensor) and o.ndim > 1] if isinstance(output, tuple) else []
+        chosen = [o for o in wide if o.dtype == torch.int64]
+        if wide and not chosen and isinstance(getattr(module, "top_k", None), int):  # JetMoE answers with sorted rows
+            chosen = [wide[-1].topk(module.top_k).indices]  # type: ignore[arg-type]
+        found.extend(o.flatten(0, -2) for o in chosen)
 
     hooks = [module.register_forward_hook(note) for name, module in peer.named_modules() if name.endswith(ROUTERS)]
     try:

@@ -114,12 +114,21 @@ def contents(folder: Path) -> dict[str, Stored]:
         raise FileNotFoundError(f"{folder}: no {SINGLE}; it holds {', '.join(held) or 'nothing'}")
     weight_map = _weight_map(folder / INDEX)
     found: dict[str, Stored] = {}
-    for file in sorted(set(weight_map.values())):
+    files = sorted(set(weight_map.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{folder / absent[0]}: no such weight file, but {INDEX} names it ({len(absent)} of {len(files)} are "
+            "missing); fetch or save it again"
+        )
+    for file in files:
         found |= header(folder / file)
     actual = {name: stored.file.name for name, stored in found.items()}
     wrong = sorted(n for n in actual.keys() | weight_map.keys() if actual.get(n) != weight_map.get(n))
     if wrong:
-        raise WeightsError(f"{folder / INDEX}: does not agree with its shards about {', '.join(wrong[:8])}")
+        raise WeightsError(
+            f"{folder / INDEX}: does not agree with its shards about {', '.join(wrong[:8])}; fetch all files again"
+        )
     return found
 
 
@@ -147,7 +156,8 @@ def check(stored: Mapping[str, Stored], expected: Mapping[str, Tensor], where: P
             problems.append(f"misshapen {name}: {_form(have.shape, have.dtype)}, expected {form}")
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise WeightsError(f"{where}: {len(problems)} tensors do not fit the model of config.json:\n  {listed}")
+        what = f"{len(problems)} tensors do not fit the model of config.json (are both of one release?)"
+        raise WeightsError(f"{where}: {what}:\n  {listed}")
 
 
 def _form(shape: Sequence[int], dtype: torch.dtype) -> str:

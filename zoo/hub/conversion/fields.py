@@ -115,7 +115,10 @@ class Fields:
         if refused:
             known = sorted(self._seen)
             listed = "; ".join(f"{n} = {_short(v)}{nearest(n, known)}" for n, v in sorted(refused.items()))
-            raise SpecError(f"{self._where}: not honoured here, so refused rather than ignored: {listed}")
+            raise SpecError(
+                f"{self._where}: not honoured here, so refused rather than ignored: {listed}; remove one from "
+                "config.json only where it is known to change no output"
+            )
         for child in self._children:
             child.finish(())
         return {name: value for name, value in rest.items() if name in harmless}

@@ -35,7 +35,7 @@ def test_what_nobody_reads_is_refused_and_children_are_strict() -> None:
     fields.get("a", int)
     child = fields.child("d")
     assert child is not None and child.get("x", int) == 1
-    with pytest.raises(SpecError, match=r"f: not honoured here.*: b = 2$"):
+    with pytest.raises(SpecError, match=r"f: not honoured here.*: b = 2; remove one"):
         fields.finish({"y"})
     with pytest.raises(SpecError, match=r"f: d: not honoured here.*: y = 2"):
         fields.finish({"b"})
