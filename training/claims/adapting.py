@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from training.claims import lab
 from training.claims.base import TrainedClaim
 from training.claims.budget import Budget
+from training.claims.counting import text_name
 from training.claims.lab import Outcome
 from training.claims.losses import difference
+from training.claims.measuring import Measured, measure
 from zoo.backbone.adapters.lora_experts import LoraExpertsOfBlock
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
@@ -100,6 +103,53 @@ class AdapterBetterSpec(AdaptedClaim):
             f"{other.measured.loss:.4f} with {trained(other.model):,}; standard error over windows {found.error:.4f}"
         )
         return Finding(found.mean, f"loss minus the other's below {bound:+.4f}", found.mean < bound, note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPruningSpec(AdaptedClaim):
+    """Experts of lower layers are worth less: held-out loss without those of the upper half of the layers, minus that
+    without those of the lower half.
+
+    deviations  how many standard errors over held-out windows count as chance
+    """
+
+    deviations: float = 2.0
+
+    def look(self, entry: Entry, seed: int, progress: bool) -> Finding:
+        outcome = self.tuned(entry, {}, seed, progress)
+        lower, upper = (self._without(outcome, half) for half in (0, 1))
+        found = difference([upper.losses], [lower.losses], upper.counts)
+        bound = self.deviations * found.band
+        note = (
+            f"{outcome.measured.loss:.4f} nats per byte, without the lower half {lower.loss:.4f}, without the upper "
+            f"half {upper.loss:.4f}; standard error over windows {found.error:.4f}"
+        )
+        return Finding(found.mean, f"more than {bound:.4f}", found.mean > bound, note)
+
+    @torch.no_grad()
+    def _without(self, outcome: Outcome, half: int) -> Measured:
+        """The model as it reads held-out text with the experts of one half of its blocks silent."""
+        model, blocks = outcome.model, list(outcome.model.backbone.blocks)
+        middle, kept = len(blocks) // 2, []
+        for adapter in (m for b in (blocks[middle:] if half else blocks[:middle]) for m in b.modules()):
+            if isinstance(adapter, LoraExpertsOfBlock):
+                kept += [(weight, weight.clone()) for name in adapter.places for weight in [_outer(adapter, name)]]
+        for weight, _ in kept:
+            weight.zero_()
+        name = text_name(model.spec)
+        try:
+            with lab.one_thread():
+                return measure(model, name, self.train.source().raws(name, "test"), self.train.held_out)
+        finally:
+            for weight, value in kept:
+                weight.copy_(value)
+
+
+def _outer(adapter: LoraExpertsOfBlock, name: str) -> Tensor:
+    """B of the experts beside a map: without it they answer 0."""
+    found = adapter.layer(name).experts.b
+    assert isinstance(found, Tensor)
+    return found
 
 
 def trained(model: Unified) -> int:

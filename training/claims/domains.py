@@ -6,7 +6,7 @@ import json
 import string
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,28 @@ class DomainsEvenSpec(TrainedClaim):
         own = kept(self.described(entry), self.train, seed, progress)
         expected = f"greatest over mean load at most {self.at_most:g} in the worst layer"
         return Finding(own.whole, expected, own.whole <= self.at_most, _said(own))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsBesideSpec(TrainedClaim):
+    """A figure of training on micro-batches of one domain each, minus that under an exchange.
+
+    figure     loss (held-out, nats per byte), information (of domain and expert, nats), whole (greatest over mean load
+               of all domains together) or local (of one domain)
+    overrides  what is exchanged for the comparison, by dotted path
+    below      what the difference must be less than
+    """
+
+    figure: Literal["loss", "information", "whole", "local"]
+    overrides: dict[str, Any]
+    below: float = 0.0
+
+    def look(self, entry: Entry, seed: int, progress: bool) -> Finding:
+        own = kept(self.described(entry), self.train, seed, progress)
+        other = kept(self.described(entry, self.overrides), self.train, seed, progress)
+        gap = getattr(own, self.figure) - getattr(other, self.figure)
+        note = f"{_said(own)}; with {dict(self.overrides)}: {_said(other)}"
+        return Finding(gap, f"{self.figure} minus the other's below {self.below:g}", gap < self.below, note)
 
 
 def _said(found: Domains) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from zoo.models.unified import ModelSpec, Unified, UnifiedSpec
 from zoo.spec import Cost, Plain, dump, parse
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from training.module import UnifiedModule
 
 Tick = Callable[[float], None]  # told the training loss after each optimiser step
@@ -32,11 +34,13 @@ KEPT = 6  # trained models that are kept for the next claim of the same entry
 
 @dataclass(frozen=True)
 class Point:
-    """The mean training loss over the steps before `step`, and the operations of training up to there."""
+    """The mean training loss over the steps before `step`, the operations of training up to there, and the greatest
+    over mean load of the routed experts over those steps, worst layer (not a number without an MoE layer)."""
 
     step: int
     loss: float
     flops: float
+    load_ratio: float
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,19 @@ def kept_run(plain: Plain, budget: Budget, *, seed: int = 0, progress: bool = Tr
     return _KEPT[key]
 
 
-def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None, start: Path | None = None) -> Outcome:
+def run(
+    plain: Plain,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    tick: Tick | None = None,
+    start: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Outcome:
     """Trains a description on the budget's text and measures it. `tick` hears of every step; `start` is the folder of a
-    saved model whose weights are taken first, as far as they fit."""
+    saved model whose weights are taken first, as far as they fit. `callbacks` join the trainer's; `settings` are more
+    arguments of the training module by their names, such as hidden_z, trainable or distill."""
     from training.claims.watching import Watch
     from training.data import MixtureData
     from training.run import quiet
@@ -102,19 +116,19 @@ def run(plain: Plain, budget: Budget, *, seed: int = 0, tick: Tick | None = None
     name = text_name(spec)
     source = budget.source()
     with one_thread():
-        module = _module(plain, budget, seed, start)
+        module = _module(plain, budget, seed, start, settings or {})
         data = MixtureData({name: source}, seed=seed)
         watch = Watch(max(budget.steps // budget.points, 1), tick)
         with quiet():
-            _trainer(budget, watch).fit(module, data)
+            _trainer(budget, watch, callbacks).fit(module, data)
         model = module.model.eval()
         measured = measure(model, name, data.raws(name, "test"), budget.held_out)
     tokens = budget.rows * spec.modalities[name].length  # type: ignore[attr-defined]
     curve, spent, before = [], 0.0, 0
-    for step, loss, routed in watch.points:
+    for step, loss, routed, ratio in watch.points:
         spent += (1 + BACKWARD) * tokens * (step - before) * flops(spec, routed)
         before = step
-        curve.append(Point(step, loss, spent))
+        curve.append(Point(step, loss, spent, ratio))
     cost = spec.cost(0)
     return Outcome(model, measured, tuple(curve), watch.seconds, tokens * (budget.steps - 1), cost)
 
@@ -133,20 +147,22 @@ def reread(outcome: Outcome, plain: Plain, budget: Budget) -> Outcome:
     return replace(outcome, model=model, measured=measured, cost=spec.cost(0))
 
 
-def _module(plain: Plain, budget: Budget, seed: int, start: Path | None) -> UnifiedModule:
+def _module(plain: Plain, budget: Budget, seed: int, start: Path | None, settings: Mapping[str, Any]) -> UnifiedModule:
     from training.module import UnifiedModule
 
     return UnifiedModule(
         plain, lr=budget.lr, schedule=budget.schedule, warmup=budget.warming, decay=budget.decay, floor=budget.floor,
         init_from=None if start is None else str(start), init_strict=False, seed=seed,
+        **settings,
     )  # fmt: skip
 
 
-def _trainer(budget: Budget, watch: Any) -> Any:
+def _trainer(budget: Budget, watch: Any, callbacks: Sequence[Callback]) -> Any:
     import lightning as L
 
     return L.Trainer(
-        max_steps=budget.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, callbacks=[watch],
+        max_steps=budget.steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False,
+        callbacks=[watch, *callbacks],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         log_every_n_steps=watch.every, use_distributed_sampler=False,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import zoo
-from training.claims.adapting import AdapterBetterSpec, AdapterRedundancySpec, distances, trained
+from training.claims.adapting import AdapterBetterSpec, AdapterPruningSpec, AdapterRedundancySpec, distances, trained
 from training.claims.budget import Budget
 from zoo.backbone.adapters.lora_experts import LoraExpertsOfBlock
 from zoo.hub.entries import Entry, read_entry
@@ -63,3 +63,13 @@ def test_redundancy_is_a_rank_correlation(adapted: Entry, budget: dict[str, Any]
     claim = AdapterRedundancySpec(base=Budget(**budget), train=Budget(**budget))
     finding = claim.check(adapted, progress=False)
     assert abs(finding.figure) == pytest.approx(1) and "by layer" in finding.note
+
+
+def test_pruning_silences_one_half_at_a_time_and_gives_it_back(adapted: Entry, budget: dict[str, Any]) -> None:
+    budget = {**budget, "data": tuple(budget["data"])}
+    claim = AdapterPruningSpec(base=Budget(**budget), train=Budget(**{**budget, "lr": 1e-1}))
+    model = claim.tuned(adapted, {}, 0, False).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    finding = claim.check(adapted, progress=False)
+    assert finding.figure != 0 and finding.expected.startswith("more than")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

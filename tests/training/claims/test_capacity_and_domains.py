@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training.claims.capacity import CapacityOrderSpec, CapacityQualitySpec, CapacitySpeedSpec, under
-from training.claims.domains import MIRROR, DomainsEvenSpec, SpecialisationSpec, information
+from training.claims.domains import MIRROR, DomainsBesideSpec, DomainsEvenSpec, SpecialisationSpec, information
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
 from zoo.moe.policies.capacity import CapacitySpec
@@ -74,3 +74,10 @@ def test_specialisation_beside_an_exchange(entry: Write, budget: dict[str, Any])
     assert not checked(SpecialisationSpec, entry(), budget, **keys, at_least=1e9).holds
     assert checked(DomainsEvenSpec, entry(), budget, at_most=4.0).holds
     assert not checked(DomainsEvenSpec, entry(), budget, at_most=0.5).holds
+    beside = {"figure": "loss", "overrides": keys["overrides"]}
+    found = checked(DomainsBesideSpec, entry(), budget, **beside, below=9.0)
+    assert (
+        found.holds
+        and found.figure != 0
+        and not checked(DomainsBesideSpec, entry(), budget, **beside, below=-9.0).holds
+    )
