@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from training.claims.experts import cosine, information
 from training.claims.lab import Outcome
 from training.claims.measuring import Layer
 
 Figure = Literal[
-    "loss", "mean_k", "routed_k", "null_share", "dropped_share", "load_ratio", "dead", "entropy", "active_flops",
-    "active", "total", "tokens_per_second",
+    "loss", "mean_k", "routed_k", "null_share", "dropped_share", "load_ratio", "dead", "entropy", "logit_spread",
+    "information", "expert_cosine", "active_flops", "active", "total", "tokens_per_second",
 ]  # fmt: skip
 
 
@@ -30,6 +31,9 @@ OF: dict[str, Callable[[Outcome], float]] = {
     "load_ratio": lambda o: max((x.ratio for x in o.measured.layers), default=math.nan),
     "dead": lambda o: float(sum(x.dead for x in o.measured.layers)),
     "entropy": lambda o: mean(o.measured.layers, lambda x: x.entropy * x.tokens, lambda x: x.tokens),
+    "logit_spread": lambda o: float(o.measured.spread.mean()) if o.measured.spread.size else math.nan,
+    "information": lambda o: information(o.measured.chosen),
+    "expert_cosine": lambda o: cosine(o.model.moe_layers()),
     "active_flops": lambda o: o.active_flops,
     "active": lambda o: o.cost.active,
     "total": lambda o: float(o.cost.total),
@@ -44,6 +48,9 @@ MEANING = {
     "load_ratio": "greatest over mean load of the routed experts, worst layer",
     "dead": "routed experts of all layers with less than 1 % of the even share",
     "entropy": "mean entropy of the router's softmax, nats",
+    "logit_spread": "standard deviation of a token's routing logits over the experts, mean over tokens and layers",
+    "information": "mutual information of the first choices of neighbouring layers, nats",
+    "expert_cosine": "mean cosine between the weights of two routed experts of a layer",
     "active_flops": "operations of a forward pass per token, with the experts that were really used",
     "active": "parameters used for one token, as the description counts them",
     "total": "parameters held",
@@ -56,5 +63,6 @@ def figure(outcome: Outcome, name: Figure) -> float:
     """The figure of that name. Raises ValueError where the system has none, such as a null share without MoE layers."""
     value = OF[name](outcome)
     if math.isnan(value):
-        raise ValueError(f"figure: {name} ({MEANING[name]}) is not defined for a model without MoE layers")
+        reason = "is not defined for a model without MoE layers, or with layers that cannot be compared"
+        raise ValueError(f"figure: {name} ({MEANING[name]}) {reason}")
     return value

@@ -66,6 +66,7 @@ class Measured:
     token   [T] loss of every byte that was scored, in the order of the windows
     used    [L, T] routed experts that served the token in front of that byte, after policies
     chosen  [L, T, K] its experts by layer, as long as all layers have as many slots (else empty)
+    spread  [L, T] standard deviation of its router's logits over the experts
     """
 
     losses: np.ndarray
@@ -74,6 +75,7 @@ class Measured:
     token: np.ndarray
     used: np.ndarray
     chosen: np.ndarray
+    spread: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -95,6 +97,7 @@ def measure(model: Unified, name: str, raws: Sequence[Raw], limit: int) -> Measu
         token=np.concatenate([part.token for part in parts]),
         used=np.concatenate([part.used for part in parts], axis=1),
         chosen=np.concatenate([part.chosen for part in parts], axis=1),
+        spread=np.concatenate([part.spread for part in parts], axis=1),
     )
 
 
@@ -115,6 +118,7 @@ def read_windows(model: Unified, name: str, text: Text, held: Sequence[Window]) 
         token=each[real].numpy(),
         used=routed_counts(out.records, real),
         chosen=choices(out.records, real),
+        spread=spreads(out.records, real),
     )
 
 
@@ -154,3 +158,9 @@ def choices(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
     if len({record.routing.expert.shape[1] for record in records}) != 1 or any(r.copies > 1 for r in records):
         return np.zeros((0, int(real.sum()), 0), np.int64)
     return np.stack([record.routing.expert[real].numpy() for record in records])
+
+
+def spreads(records: Sequence[LayerRecord], real: torch.Tensor) -> np.ndarray:
+    """[L, T] standard deviations over the experts of the logits of the chosen tokens."""
+    each = [r.routing.logits.std(dim=-1, correction=0).view(r.copies, -1).mean(0) for r in records]
+    return np.stack([e[real].float().numpy() for e in each]) if each else np.zeros((0, int(real.sum())), np.float32)

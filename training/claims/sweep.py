@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,3 +98,33 @@ class AblationSpec(ExchangeSpec):
         said = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in self.overrides.items())
         note = f"{own:.4g}, with {said}: {other:.4g} ({MEANING[self.figure]})"
         return Finding(gap, expected, self.enough(gap), note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteadierSpec(ExchangeSpec):
+    """A figure that varies less from seed to seed than that of the same system with something exchanged.
+
+    overrides  what is exchanged for the comparison, by dotted path
+    seeds      trainings of each, at the claim's seed and the ones after it
+    """
+
+    overrides: dict[str, Any]
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 2:
+            raise ValueError(f"seeds: got {self.seeds}, expected 2 or more")
+
+    def look(self, entry: Entry, seed: int, progress: bool) -> Finding:
+        own, other = (
+            [self.value(entry, exchanged, seed + i, progress) for i in range(self.seeds)]
+            for exchanged in ({}, self.overrides)
+        )
+        gap = statistics.stdev(other) - statistics.stdev(own)
+        expected = f"{self.figure} varies less over {self.seeds} seeds than with the exchange, by {self.amount()}"
+        values = [", ".join(f"{value:.4g}" for value in found) for found in (own, other)]
+        note = (
+            f"deviation {statistics.stdev(own):.4g} ({values[0]}), with it {statistics.stdev(other):.4g} ({values[1]})"
+        )
+        return Finding(gap, expected, self.enough(gap), f"{note} ({MEANING[self.figure]})")

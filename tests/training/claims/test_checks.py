@@ -16,7 +16,7 @@ from training.claims.lab import unified
 from training.claims.losses import LossBetterSpec, LossNotWorseSpec, difference
 from training.claims.measuring import Layer, Measured
 from training.claims.speed import LayersFasterSpec
-from training.claims.sweep import AblationSpec, MonotoneSpec
+from training.claims.sweep import AblationSpec, MonotoneSpec, SteadierSpec
 from training.claims.tokens import GroupsEqualSpec, HardTokensSpec
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
@@ -63,6 +63,16 @@ def test_something_exchanged(entry: Write, budget: dict[str, Any]) -> None:
     assert not checked(AblationSpec, entry(), budget, figure="mean_k", overrides={K: 3}, expect="more").holds
     same = checked(AblationSpec, entry(), budget, figure="loss", overrides={K: 2}, expect="less")
     assert not same.holds and same.figure == 0
+
+
+def test_a_figure_over_seeds(entry: Write, budget: dict[str, Any]) -> None:
+    steady = checked(SteadierSpec, entry(), budget, figure="mean_k", overrides={K: 3}, seeds=2)
+    assert not steady.holds and steady.figure == 0 and "deviation 0 (2, 2), with it 0 (3, 3)" in steady.note
+    still = {"backbone.layers.0.block.ffn.router.gate": {"type": "linear", "init_std": 5.0}}
+    found = checked(SteadierSpec, entry(), budget, figure="logit_spread", overrides=still, seeds=3)
+    assert (
+        found.holds and found.expected == "logit_spread varies less over 3 seeds than with the exchange, by any amount"
+    )
 
 
 def test_an_exchange_for_reading_keeps_the_trained_weights(entry: Write, budget: dict[str, Any]) -> None:
@@ -128,7 +138,7 @@ def fake(used: np.ndarray, token: np.ndarray, chosen: np.ndarray | None = None) 
     layer = Layer((5, 5, 5, 5), 4, 10, 20, 1.0)
     picks = np.zeros((0, 0), np.int64) if chosen is None else chosen
     ones = np.ones(1, np.int64)
-    return type("Fake", (), {"measured": Measured(np.ones(1), ones, (layer,), token, used, picks)})
+    return type("Fake", (), {"measured": Measured(np.ones(1), ones, (layer,), token, used, picks, used)})
 
 
 def test_hard_tokens(entry: Write, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +193,7 @@ def test_a_dense_model_has_no_routing(entry: Write, budget: dict[str, Any]) -> N
         (LossNotWorseSpec, {}, "baseline: got neither a baseline nor overrides"),
         (LayersFasterSpec, {}, "baseline: got neither a baseline nor overrides"),
         (MonotoneSpec, {"figure": "loss", "key": "a", "values": [1, 2], "by": -1.0}, "by: got -1.0"),
+        (SteadierSpec, {"figure": "loss", "overrides": {"a": 1}, "seeds": 1}, "seeds: got 1, expected 2"),
         (GroupsEqualSpec, {"groups": 1}, "groups: got 1, expected 2 or more"),
     ],
 )
