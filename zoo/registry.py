@@ -135,6 +135,7 @@ TABLE: dict[str, dict[str, str]] = {
         "steadier": "training.claims.sweep:SteadierSpec",
         "loss_not_worse": "training.claims.losses:LossNotWorseSpec",
         "loss_better": "training.claims.losses:LossBetterSpec",
+        "less_redundant": "training.claims.masking:LessRedundantSpec",
         "more_experts_on_hard_tokens": "training.claims.tokens:HardTokensSpec",
         "groups_equal": "training.claims.tokens:GroupsEqualSpec",
         "layers_faster": "training.claims.speed:LayersFasterSpec",
