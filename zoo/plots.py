@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Table = tuple[list[str], list[Sequence[Any]]]  # header and rows
+WIDEST = 9.0  # inches of a heat map, however many experts there are
+# Okabe and Ito's colours, which colour-blind readers can tell, then the same in other strokes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+STROKES = ("-", "--", ":", "-.")
 _NUMBERS: WeakKeyDictionary[Any, Table] = WeakKeyDictionary()  # what each figure shows, for save_figure
 
 
@@ -37,7 +41,7 @@ def routing_heatmap(load: Mapping[str, np.ndarray], null: int = 0) -> Figure:
     top = max(highest, 1.5 / width)
     norm = TwoSlopeNorm(1 / width, vmin=0, vmax=top)
     rows = max(table.shape[0] for table in shares.values())
-    size = (1.4 + len(shares) * max(2.2, 0.34 * width), 1.3 + max(1.2, 0.34 * rows))
+    size = (1.4 + len(shares) * min(max(2.2, 0.34 * width), WIDEST), 1.3 + max(1.2, 0.34 * rows))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(shares), squeeze=False, sharey=True)[0]
     for panel, (name, table) in zip(panels, shares.items(), strict=True):
@@ -109,27 +113,58 @@ def load_curve(steps: Sequence[int], load: np.ndarray, null: int = 0) -> Figure:
 
 
 def loss_over_flops(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """A line per system: name -> (training operations so far, loss there). Operations are on a logarithmic axis; the
-    first system is drawn dashed in black, the others by colour.
+    """A line per system: name -> (training operations so far, loss there), the first in black.
 
-    Raises ValueError where there is nothing to show.
+    On the left the losses, operations on a logarithmic axis. On the right, where there are several, each loss minus the
+    first system's after as many operations, which is read between its points. The legend names the lowest last loss
+    first. Raises ValueError where there is nothing to show.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     if not curves:
         raise ValueError("curves: got none, expected at least one system")
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    rows: list[Sequence[Any]] = []
+    several = len(curves) > 1
+    figure = Figure(figsize=(13 if several else 7.5, 5), layout="constrained")
+    panels = figure.subplots(1, 1 + several, squeeze=False)[0]
     for i, (name, (flops, losses)) in enumerate(curves.items()):
-        colour = colormaps["viridis"](i / max(len(curves), 2)) if i else "black"
-        axes.plot(flops, losses, label=name, color=colour, linestyle="-" if i else "--", linewidth=1.2)
-        rows += [(name, f"{x:.6g}", f"{y:.6g}") for x, y in zip(flops, losses, strict=True)]
-    axes.set(xscale="log", xlabel="training operations (FLOPs)", ylabel="training loss")
-    axes.legend(fontsize="small", ncols=1 + len(curves) // 12)
-    _NUMBERS[figure] = (["system", "flops", "loss"], rows)
+        style = _style(i)
+        panels[0].plot(flops, losses, label=name, **style)
+        if several:
+            panels[1].plot(*_gaps((flops, losses), next(iter(curves.values()))), **style)
+    panels[0].set(xscale="log", xlabel="training operations (FLOPs)", ylabel="training loss")
+    if several:
+        _frame_gaps(panels[1], next(iter(curves)))
+    lines, names = panels[0].get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: curves[names[i]][1][-1])
+    figure.legend([lines[i] for i in order], [names[i] for i in order], loc="outside right upper", fontsize="small")
+    rows = [(n, f"{x:.6g}", f"{y:.6g}") for n, (xs, ys) in curves.items() for x, y in zip(xs, ys, strict=True)]
+    _NUMBERS[figure] = (["system", "flops", "loss"], list(rows))
     return figure
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour and stroke of the i-th system."""
+    if i == 0:
+        return {"color": "black", "linewidth": 2.0, "zorder": 3}
+    turn, colour = divmod(i - 1, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": STROKES[turn % len(STROKES)], "linewidth": 1.3}
+
+
+def _gaps(
+    own: tuple[Sequence[float], Sequence[float]], first: tuple[Sequence[float], Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Operations and losses minus the first system's there, as far as it was trained that far."""
+    flops, losses = np.asarray(own[0], float), np.asarray(own[1], float)
+    known = (flops >= min(first[0])) & (flops <= max(first[0]))
+    return flops[known], losses[known] - np.interp(flops[known], first[0], first[1])
+
+
+def _frame_gaps(panel: Any, first: str) -> None:
+    """Limits by the second half of the lines: the first points differ by far more than the last ones."""
+    ends = np.concatenate([np.asarray(line.get_ydata())[-max(len(line.get_ydata()) // 2, 1) :] for line in panel.lines])
+    reach = max(1.1 * float(np.abs(ends).max(initial=0)), 1e-3)
+    panel.set(xlabel="training operations (FLOPs)", ylabel=f"training loss minus that of {first}", ylim=(-reach, reach))
+    panel.set_title("below 0: better after as many operations", fontsize="small")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:

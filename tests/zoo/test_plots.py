@@ -58,9 +58,14 @@ def test_nothing_to_show_is_an_error() -> None:
 
 def test_losses_over_operations(tmp_path: Path) -> None:
     figure = loss_over_flops({"first": ([1e6, 2e6], [3.0, 2.0]), "second": ([1e6, 4e6], [3.0, 1.5])})
-    (axes,) = figure.axes
+    axes, gaps = figure.axes
     assert axes.get_xscale() == "log" and [line.get_label() for line in axes.lines] == ["first", "second"]
     assert axes.lines[0].get_color() == "black" != axes.lines[1].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["second", "first"]  # the lowest loss first
+    assert gaps.lines[0].get_ydata().tolist() == [0, 0] and gaps.lines[1].get_ydata().tolist() == [0]
+    later = loss_over_flops({"first": ([1e6, 3e6], [3.0, 2.0]), "second": ([2e6, 4e6], [2.25, 1.5])}).axes[1]
+    assert later.lines[1].get_ydata().tolist() == [-0.25]  # between the first one's points, not beyond them
+    assert len(loss_over_flops({"alone": ([1e6], [3.0])}).axes) == 1
     with save_figure(figure, tmp_path / "loss.png").with_suffix(".csv").open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     assert rows[3] == {"system": "second", "flops": "4e+06", "loss": "1.5"}
