@@ -136,6 +136,7 @@ TABLE: dict[str, dict[str, str]] = {
         "loss_not_worse": "training.claims.losses:LossNotWorseSpec",
         "loss_better": "training.claims.losses:LossBetterSpec",
         "less_redundant": "training.claims.masking:LessRedundantSpec",
+        "phases": "training.claims.phases:PhasesSpec",
         "more_experts_on_hard_tokens": "training.claims.tokens:HardTokensSpec",
         "groups_equal": "training.claims.tokens:GroupsEqualSpec",
         "layers_faster": "training.claims.speed:LayersFasterSpec",

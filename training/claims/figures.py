@@ -12,7 +12,7 @@ from training.claims.measuring import Layer
 
 Figure = Literal[
     "loss", "mean_k", "routed_k", "null_share", "dropped_share", "load_ratio", "dead", "entropy", "logit_spread",
-    "information", "expert_cosine", "active_flops", "active", "total", "tokens_per_second",
+    "information", "expert_cosine", "active_flops", "active", "total", "tokens_per_second", "training_load_ratio",
 ]  # fmt: skip
 
 
@@ -38,6 +38,7 @@ OF: dict[str, Callable[[Outcome], float]] = {
     "active": lambda o: o.cost.active,
     "total": lambda o: float(o.cost.total),
     "tokens_per_second": lambda o: o.speed,
+    "training_load_ratio": lambda o: sum(point.load_ratio for point in o.curve) / max(len(o.curve), 1),
 }
 MEANING = {
     "loss": "held-out loss, nats per byte",
@@ -55,6 +56,7 @@ MEANING = {
     "active": "parameters used for one token, as the description counts them",
     "total": "parameters held",
     "tokens_per_second": "tokens trained per second of CPU time of one thread",
+    "training_load_ratio": "greatest over mean load of the routed experts while it trained, worst layer, mean",
 }
 assert set(OF) == set(MEANING) == set(get_args(Figure))
 
