@@ -76,7 +76,7 @@ def _theirs(folder: Path, implementation: str) -> Candidate:
 def _ours(folder: Path) -> Candidate:
     import zoo
 
-    model: Any = zoo.load(folder)
+    model: Any = zoo.load(folder, pack=True)
 
     def generate(ids: Tensor, count: int) -> Tensor:
         found: Tensor = model.generate(ids, max_new_tokens=count, temperature=0, eos=())

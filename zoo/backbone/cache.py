@@ -112,7 +112,8 @@ class Cache:
         slot, window = self.slots[module], self.windows[module]
         if not slot:
             slot.extend(Growing(2) if window is None else Sliding(2, window) for _ in new)
-        return [kept.append(value.detach()) for kept, value in zip(slot, new, strict=True)]
+        values = (value.detach() if value.requires_grad else value for value in new)
+        return [kept.append(value) for kept, value in zip(slot, values, strict=True)]
 
     def real(self) -> Tensor | int:
         """Past tokens that are not padding: [B, 1], or their number where no row has any padding."""

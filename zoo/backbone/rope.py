@@ -87,7 +87,8 @@ class Rotation:
         """A copy in which every dimension stands where its partner stood."""
         if self.adjacent:
             return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return x.roll(x.shape[-1] // 2, -1)
+        first, second = x.chunk(2, -1)
+        return torch.cat((second, first), -1)
 
 
 def rotation(position: Tensor, spec: RopeSpec, turned: int, mask: Tensor | None = None) -> Rotation:

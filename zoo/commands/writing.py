@@ -20,6 +20,9 @@ def generate_options(p: ArgumentParser) -> None:
     p.add_argument("--system", metavar="TEXT", help="what the chat tells the model first")
     p.add_argument("--stream", action="store_true", help="print as it is written")
     p.add_argument("--dtype", choices=PRECISIONS, help="precision (that of the file)")
+    p.add_argument(
+        "--pack", action="store_true", help="load weights in the order a CPU reads fastest; pays on long texts"
+    )
     seed_option(p)
     more = p.add_argument_group("how to write; what is left out is as generation_config.json of the model says")
     more.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to add (256)")
@@ -40,7 +43,7 @@ def run_generate(a: Namespace) -> None:
 
     from zoo.hub.weights import load
 
-    model = load(a.ref, dtype=None if a.dtype is None else getattr(torch, a.dtype))
+    model = load(a.ref, dtype=None if a.dtype is None else getattr(torch, a.dtype), pack=a.pack)
     given = {name: getattr(a, name) for name in SAMPLING}
     settings: Any = {name: value for name, value in given.items() if value is not None}
     if a.chat:

@@ -11,7 +11,7 @@ from torch import nn
 
 from modalities.text.module import Text
 from modalities.text.tokenizer_files import TEXT_FILES
-from zoo.hub import config, files, skeleton, tensors
+from zoo.hub import config, files, memory, skeleton, tensors
 from zoo.hub.card import CardFields
 from zoo.hub.conversion import checkpoint
 from zoo.hub.entries import EntryError, find_entry, has_entry, is_path
@@ -51,22 +51,31 @@ def save(
 
 
 def load(
-    ref: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ref: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    pack: bool = False,
 ) -> Unified:
     """A model with its weights, in evaluation mode: an entry that has weights, a folder that zoo.save wrote or that
     holds a public checkpoint of a supported family, or `hf:org/name@revision`.
 
-    dtype is that of the file where None; parts that need float32 (routers, codecs) keep it. Names, shapes and dtypes
+    dtype is that of the file where None; parts that need float32 (routers, codecs) keep it. pack stores the weights in
+    the order that inference on a CPU reads fastest (zoo.hub.memory.pack). Names, shapes and dtypes
     are checked against the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
     Raises EntryError, FileNotFoundError, SpecError, or WeightsError that lists every tensor that does not fit.
     """
     tensors.check_dtype(dtype)
+    if pack:
+        memory.check_device(device)
     folder = locate(ref)
     content = config.content(folder / "config.json")
     if config.is_foreign(content):
-        model = checkpoint.load(folder, content, dtype, device)
+        model = checkpoint.load(folder, content, dtype, device, pack=pack)
     else:
         model = cast(read_model(folder), dtype)
+        if pack:
+            memory.pack(model)
     model.to(device=device)
     for modality in model.modalities.values():
         if isinstance(modality, Text):

@@ -152,4 +152,5 @@ class GroupedQuery(Attention):
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, S, H * size] -> [B, H, S, size]."""
-        return x.unflatten(-1, (-1, self.size)).transpose(1, 2)
+        rows, length, width = x.shape
+        return x.reshape(rows, length, width // self.size, self.size).transpose(1, 2)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from modalities.precise import Precise
-from zoo.hub import tensors
+from zoo.hub import memory, tensors
 from zoo.hub.conversion.family import Family
 from zoo.hub.conversion.language import Language
 from zoo.hub.conversion.pieces import Piece, by_name, unproduced
@@ -53,7 +53,7 @@ def match(
 
 def allocate(
     model: nn.Module, pieces: Sequence[Piece], stored: Mapping[str, Stored], dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    device: torch.device | str | None, packed: Collection[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
     """Empty tensors for all of ours: in the precision of the file or in `dtype`, parts that stay precise excepted."""
     precise = {f"{name}." for name, module in model.named_modules() if isinstance(module, Precise)}
@@ -71,7 +71,7 @@ def allocate(
         return have if stays else dtype
 
     return {
-        name: torch.empty(value.shape, dtype=final(name), device=device or "cpu")
+        name: memory.room(value.shape, final(name), device, packed=name in packed)
         for name, value in model.state_dict().items()
     }
 
@@ -90,7 +90,7 @@ def fill(values: Mapping[str, Tensor], pieces: Sequence[Piece], stored: Mapping[
                 continue
             for piece in named[name]:
                 target = piece.view(values)
-                target.copy_(piece.within(value).reshape(target.shape))
+                memory.put(piece.within(value).reshape(target.shape), target)
         for name, value in tensors.each({name: stored[name] for name in again}):
             _compare(named[name][0], value, values, stored[name].file)
 
