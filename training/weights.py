@@ -9,7 +9,7 @@ from pathlib import Path
 from modalities.text.files_tokenizer import FilesTokenizer
 from modalities.text.module import Text
 from zoo.hub import config, tensors
-from zoo.hub.conversion import checkpoint, stream
+from zoo.hub.conversion import checkpoint, quantised, stream
 from zoo.hub.conversion.language import MismatchError
 from zoo.hub.conversion.same import differences
 from zoo.hub.tensors import Stored
@@ -84,6 +84,6 @@ def _attach(model: Unified, folder: Path, content: Plain) -> None:
     for text in texts:
         text.attach(folder)
     if texts and config.is_foreign(content):
-        model.origin = Origin(content["model_type"], dict(content), folder)
+        model.origin = Origin(content["model_type"], quantised.without(content), folder)
     elif texts and isinstance(content.get("source"), Mapping):
         model.origin = Origin(content["source"].get("family"), content["source"].get("fields", {}), folder)

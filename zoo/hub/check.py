@@ -15,9 +15,9 @@ from modalities.text import generation_config
 from modalities.text.chat import ChatTemplate
 from modalities.text.tokenizer_files import CHATS, GENERATION, SERIALISED, SETTINGS, TokenizerFiles, read_json
 from zoo.hub import config, skeleton, tensors
-from zoo.hub.conversion import checkpoint
+from zoo.hub.conversion import checkpoint, quantised
 from zoo.hub.conversion.harmless import BOOKKEEPING
-from zoo.hub.parity import compare
+from zoo.hub.parity import PeerError, compare
 from zoo.hub.report import Report
 from zoo.hub.tensors import Stored
 from zoo.hub.weights import fitted, locate
@@ -61,7 +61,9 @@ def _foreign(folder: Path, content: Plain, report: Report) -> Mapping[str, Store
     everything = _note_files(folder, report)
     found = checkpoint.plan(folder, content)
     report.layout = found.layout if len(family.layouts) > 1 else None
-    report.theirs, report.unread = (len(found.read), len(everything)), found.ignored
+    report.theirs, report.unread = (quantised.consumed(found.read), len(everything)), found.ignored
+    if quantised.consumed(found.read) > len(found.read):
+        report.notes.append(f"weights are stored as {content[quantised.KEY]['quant_method']} and read as plain ones")
     report.ours = (len({piece.ours for piece in found.pieces}), len(found.model.state_dict()))
     report.problems += _unlike(found)
     return found.read
@@ -147,5 +149,8 @@ def _compare(folder: Path, foreign: bool, report: Report) -> None:
         report.parity = compare(folder)
     except ImportError:
         report.notes.append("no parity: transformers is not installed")
+        return
+    except PeerError as error:
+        report.notes.append(f"no parity: {error}")
         return
     report.problems += report.parity.problems()

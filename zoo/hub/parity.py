@@ -17,6 +17,10 @@ LIMIT = 1e-4  # of the largest logit; float32 through tens of layers stays well 
 ROUTERS = (".gate", ".router", ".gate.topk")  # how modules that choose experts are called there
 
 
+class PeerError(RuntimeError):
+    """transformers cannot run the checkpoint here; the message says why."""
+
+
 @dataclass(frozen=True)
 class Parity:
     """One random batch through both, in float32.
@@ -56,7 +60,8 @@ class Parity:
 def compare(folder: Path) -> Parity:
     """Runs a batch of random ids through our model, then through that of transformers; one is in memory at a time.
 
-    Raises ImportError where transformers is not installed, and what zoo.load raises.
+    Raises ImportError where transformers is not installed, PeerError where it cannot run the checkpoint, and what
+    zoo.load raises.
     """
     import transformers
 
@@ -68,10 +73,7 @@ def compare(folder: Path) -> Parity:
     out = ours(input_ids=ids)
     mine, routes = out.logits, [record.routing.expert for record in out.records]
     del ours, out
-    with _quiet(transformers):
-        peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        with choices_of(peer) as seen:
-            theirs = peer.eval()(input_ids=ids, use_cache=False).logits
+    theirs, seen = _peer(transformers, folder, ids)
     scale = float(theirs.abs().max())
     gap = float((mine - theirs).abs().max())
     difference = gap / scale if scale > 0 else (math.inf if gap else 0.0)
@@ -81,6 +83,18 @@ def compare(folder: Path) -> Parity:
     pairs = zip(routes, seen, strict=True)
     other = sum(int((a.sort(-1).values != b.sort(-1).values).any(-1).sum()) for a, b in pairs)
     return Parity(version, ids.numel(), difference, ids.numel() * len(routes), other)
+
+
+def _peer(transformers: Any, folder: Path, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The peer's logits, and the experts it chose."""
+    with _quiet(transformers):
+        try:
+            peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            with choices_of(peer) as seen:
+                return peer.eval()(input_ids=ids, use_cache=False).logits, seen
+        except Exception as error:  # whatever another library does not do here: quantised weights, a family it lacks
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise PeerError(f"transformers {transformers.__version__} does not run it here: {reason}") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 PART = 1 << 24  # numbers that are looked at together
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -44,6 +45,10 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    def value(self, name: str, opened: Any) -> Tensor:
+        """The tensor of this name in its file, which is open: a view."""
+        return cast(Tensor, opened.get_tensor(name))
 
 
 def header(path: Path) -> dict[str, Stored]:
@@ -145,12 +150,13 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def check(stored: Mapping[str, Stored], expected: Mapping[str, Tensor], where: Path) -> None:
-    """Raises WeightsError listing all missing, surplus and misshapen tensors. Floats may have another precision."""
+    """Raises WeightsError listing all missing, surplus and misshapen tensors. Floats may have another precision,
+    but for those of eight bits, which mean nothing without their scales."""
     problems = [f"missing {n} {_form(t.shape, t.dtype)}" for n, t in expected.items() if n not in stored]
     problems += [f"surplus {n} {_form(s.shape, s.dtype)}" for n, s in stored.items() if n not in expected]
     for name in expected.keys() & stored.keys():
         have, want = stored[name], expected[name]
-        floats = have.dtype.is_floating_point and want.dtype.is_floating_point
+        floats = have.dtype.is_floating_point and want.dtype.is_floating_point and have.dtype.itemsize > 1
         if have.shape != tuple(want.shape) or not (floats or have.dtype == want.dtype):
             form = _form(want.shape, want.dtype)
             problems.append(f"misshapen {name}: {_form(have.shape, have.dtype)}, expected {form}")
@@ -183,7 +189,7 @@ def each(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
         try:
             with safe_open(str(file), framework="pt") as opened:
                 for name in (name for name, s in stored.items() if s.file == file):
-                    yield name, opened.get_tensor(name)
+                    yield name, stored[name].value(name, opened)
         except SafetensorError as error:
             raise WeightsError(f"{file}: cannot be read: {error}") from error
 
@@ -200,7 +206,7 @@ def nonfinite(stored: Mapping[str, Stored], seen: Callable[[int], object] | None
             if count:
                 found[name] = count
         if seen is not None:
-            seen(value.nbytes)
+            seen(value.numel() * stored[name].dtype.itemsize)
     return found
 
 

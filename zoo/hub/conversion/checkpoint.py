@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from zoo.hub import memory, skeleton, tensors
-from zoo.hub.conversion import stream
+from zoo.hub import skeleton, tensors
+from zoo.hub.conversion import quantised, stream
 from zoo.hub.conversion.family import Family, supported
 from zoo.hub.conversion.language import Language
 from zoo.hub.conversion.pieces import Piece
@@ -70,7 +70,7 @@ def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
     Raises SpecError, FileNotFoundError, or WeightsError that lists every tensor that does not fit.
     """
     family, spec = describe(content, folder / "config.json")
-    stored = tensors.contents(folder)
+    stored = quantised.unquantised(content, family.quantised, tensors.contents(folder), folder)
     check_size(spec.cost().total, stored, folder)
     model = cast("Unified", skeleton.build(spec.build))
     language = full(spec)
@@ -80,25 +80,19 @@ def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
 
 
 def load(
-    folder: Path,
-    content: Mapping[str, Any],
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    *,
-    pack: bool = False,
+    folder: Path, content: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Unified:
-    """The model of a public checkpoint, read straight to its place, precision and device, packed where asked.
+    """The model of a public checkpoint, read straight to its place, precision and device.
 
     Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises as `plan` does, before
     anything is allocated.
     """
     found = plan(folder, content)
-    packed = memory.packable(found.model) if pack else ()
-    values = stream.allocate(found.model, found.pieces, found.read, dtype, device, packed)
+    values = stream.allocate(found.model, found.pieces, found.read, dtype, device)
     if device is None or torch.device(device).type != "meta":  # else the description is all that is asked for
         stream.fill(values, found.pieces, found.read)
     found.model.load_state_dict(values, assign=True)
-    found.model.origin = Origin(found.family.name, dict(content), folder)
+    found.model.origin = Origin(found.family.name, quantised.without(content), folder)
     return found.model
 
 

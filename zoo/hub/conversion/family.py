@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.hub.config import REMOTE
+from zoo.hub.conversion import quantised
 from zoo.hub.conversion.fields import Fields
 from zoo.hub.conversion.harmless import HARMLESS, OFF
 from zoo.hub.conversion.language import Language
@@ -16,7 +17,6 @@ from zoo.spec import Plain, SpecError
 
 SEPARATE, FUSED = "separate", "fused"  # experts one by one, or stacked in one tensor per layer
 IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.(masked_bias|attn\.bias)")  # buffers that old releases saved
-QUANTISED = "quantization_config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Family:
     harmless      fields without influence beyond those that are harmless everywhere
     ignored       patterns of surplus tensors that are left unread
     unread        fields, language model -> further such patterns, where they depend on numbers
+    quantised     ways of storing weights with scales that are read as plain weights
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family:
     harmless: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
     unread: Callable[[Mapping[str, Any], Language], tuple[str, ...]] | None = None
+    quantised: tuple[str, ...] = ("fp8",)
 
     def read(self, content: Mapping[str, Any], where: str) -> tuple[Language, Plain]:
         """A config.json as a language model, and the harmless fields that were left out of it.
@@ -60,9 +62,8 @@ class Family:
         self._check_architecture(fields)
         for name, allowed in OFF.items():
             fields.only(name, *allowed)
+        quantised.method(fields, self.quantised)
         language = self.spec(fields)
-        if fields.unread().get(QUANTISED):
-            raise fields.error(QUANTISED, _quantised(content[QUANTISED]))
         return language, fields.finish(HARMLESS | self.harmless)
 
     def surplus(self, content: Mapping[str, Any], model: Language) -> re.Pattern[str]:
@@ -75,15 +76,6 @@ class Family:
         # publishers and transformers do not always agree on capitals (PhiMoE, Phimoe)
         if named and self.architecture.lower() not in [str(name).lower() for name in named]:
             raise fields.error("architectures", f"got {named}, supported is {self.architecture}")
-
-
-def _quantised(how: Any) -> str:
-    """Why weights that are stored with scales of their own are refused."""
-    method = how.get("quant_method") if isinstance(how, Mapping) else None
-    return (
-        f"weights are stored quantised ({method or how}), and only plain ones are read; convert the checkpoint to "
-        "bfloat16 with its publisher's script, or take a bfloat16 release, and remove the key"
-    )
 
 
 def supported(content: Mapping[str, Any], where: str) -> Family:

@@ -14,16 +14,10 @@ from zoo.spec import Plain
 
 # What transformers takes where config.json says nothing of positions.
 YARN = {"type": "yarn", "factor": 32.0, "context": 4096, "truncate": False}
-PACKED = (
-    "the experts are packed in MXFP4, which is not read; load them in transformers with "
-    "quantization_config=Mxfp4Config(dequantize=True) and save_pretrained the result"
-)
 
 
 def spec(fields: Fields) -> Language:
     """Windows stand in the even layers unless `layer_types` says."""
-    if fields.raw("quantization_config"):
-        raise fields.error("quantization_config", PACKED)
     depth, bias = fields.count(), fields.get("attention_bias", bool, True)
     attention = read.grouped(fields, bias=bias, out_bias=bias, kv_heads=8, head_dim=64) | {"sinks": True}
     types = read.layer_types(fields, depth) or [read.WINDOWED if i % 2 == 0 else "full_attention" for i in range(depth)]
@@ -32,7 +26,7 @@ def spec(fields: Fields) -> Language:
     layer = read.moe(
         experts(fields),
         fields.get(("num_local_experts", "num_experts"), int, 128),
-        {"type": "top_k", "k": k, "gate": {"bias": True}},
+        read.chosen(k, gate={"bias": True}),
     )
     windows = [size if kind == read.WINDOWED else None for kind in types]
     blocks = [read.sequential({**attention, "window": window}, layer) for window in windows]
@@ -110,4 +104,5 @@ FAMILY = Family(
     spec=spec,
     config=config,
     rules=pieces,
+    quantised=("mxfp4",),
 )

@@ -23,7 +23,7 @@ def with_shared(fields: Fields, shared: Plain | None) -> Language:
     bias = fields.get("attention_bias", bool, False)
     attention = read.grouped(fields, bias=bias, out_bias=bias)
     attention["scale"] = fields.get("attention_multiplier", float, 1.0)
-    router = {"type": "top_k", "k": fields.get("num_experts_per_tok", int, 2)}
+    router = read.chosen(fields.get("num_experts_per_tok", int, 2))
     routed = fields.get(("num_local_experts", "num_experts"), int, 8)
     layer = read.moe(read.swiglu(fields), routed, router, shared)
     block = read.sequential(attention, layer, residual=fields.get("residual_multiplier", float, 1.0))

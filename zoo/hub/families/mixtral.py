@@ -17,7 +17,7 @@ def spec(fields: Fields) -> Language:
     """The softmax over all experts, divided by its sum over the chosen."""
     attention = read.grouped(fields, kv_heads=8)
     attention["window"] = fields.optional("sliding_window", int, None)
-    router = {"type": "top_k", "k": fields.get("num_experts_per_tok", int, 2)}
+    router = read.chosen(fields.get("num_experts_per_tok", int, 2))
     routed = fields.get(("num_local_experts", "num_experts"), int, 8)
     block = read.sequential(attention, read.moe(read.swiglu(fields), routed, router))
     positions = rotary(fields, theta=1e6)

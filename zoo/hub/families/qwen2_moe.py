@@ -20,7 +20,7 @@ def alternate(layer: int, stop: int) -> bool:
 def router(fields: Fields, k: int) -> Plain:
     """Softmax over all experts; `norm_topk_prob` divides the weights by their sum over the chosen."""
     normalize = "selected" if fields.get("norm_topk_prob", bool, False) else "all"
-    return {"type": "top_k", "k": fields.get("num_experts_per_tok", int, k), "normalize": normalize}
+    return read.chosen(fields.get("num_experts_per_tok", int, k), normalize=normalize)
 
 
 def spec(fields: Fields) -> Language:

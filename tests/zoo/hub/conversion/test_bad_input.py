@@ -89,11 +89,6 @@ def test_a_share_of_a_head_is_refused_where_whole_heads_turn(write: Any) -> None
     assert "partial_rotary_factor: got 0.5, supported is 1 in this family" in text
 
 
-def test_quantised_weights_are_refused_with_the_reason(write: Any) -> None:
-    text = refused(write(), quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
-    assert "quantization_config: weights are stored quantised (fp8)" in text and "bfloat16" in text
-
-
 def test_harmless_fields_and_nulls_are_not(write: Any) -> None:
     checkpoint = write(
         use_cache=False,

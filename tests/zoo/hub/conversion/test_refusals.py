@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 2, "long_factor": [1.0] * 2}
 CASES: list[tuple[str, dict[str, Any], str]] = [
-    ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, r"quantization_config: .*MXFP4.*dequantize=True"),
+    ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\); .* only mxfp4 are read here"),
     ("gpt_oss", {"initial_context_length": 512}, r"initial_context_length: got 512, .* stretched from 4096"),
     ("ernie4_5_moe", {"moe_norm_min": 0.1}, r"moe_norm_min: got 0.1"),
     ("ernie4_5_moe", {"moe_layer_interval": 0}, r"moe_layer_interval: got 0"),
@@ -39,6 +39,22 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 def test_what_a_family_cannot_express_is_refused(family: str, fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
         describe({**TINY, "model_type": family, **fields}, Path("config.json"))
+
+
+FINE = {"norm_topk_prob": True, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        *((name, {}) for name in ("mixtral", "granitemoe", "gpt_oss", "minimax", "olmoe")),
+        *((name, FINE) for name in ("qwen2_moe", "qwen3_moe")),
+    ],
+)
+def test_one_chosen_expert_is_read(family: str, more: dict[str, Any]) -> None:
+    fields = {**TINY, "model_type": family, "num_experts": 4, "num_experts_per_tok": 1, **more}
+    _, spec = describe(fields, Path("config.json"))
+    assert cast(Any, spec.backbone.layers[0].block).ffn.router.k == 1
 
 
 def test_half_of_each_head_turns_in_minimax() -> None:
