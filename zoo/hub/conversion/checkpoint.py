@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from zoo.hub import skeleton, tensors
+from zoo.hub import memory, skeleton, tensors
 from zoo.hub.conversion import quantised, stream
 from zoo.hub.conversion.family import Family, supported
 from zoo.hub.conversion.language import Language
@@ -80,15 +80,21 @@ def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
 
 
 def load(
-    folder: Path, content: Mapping[str, Any], dtype: torch.dtype | None, device: torch.device | str | None
+    folder: Path,
+    content: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    *,
+    pack: bool = False,
 ) -> Unified:
-    """The model of a public checkpoint, read straight to its place, precision and device.
+    """The model of a public checkpoint, read straight to its place, precision and device, packed where asked.
 
     Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises as `plan` does, before
     anything is allocated.
     """
     found = plan(folder, content)
-    values = stream.allocate(found.model, found.pieces, found.read, dtype, device)
+    packed = memory.packable(found.model) if pack else ()
+    values = stream.allocate(found.model, found.pieces, found.read, dtype, device, packed)
     if device is None or torch.device(device).type != "meta":  # else the description is all that is asked for
         stream.fill(values, found.pieces, found.read)
     found.model.load_state_dict(values, assign=True)
