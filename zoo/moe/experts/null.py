@@ -35,7 +35,7 @@ class NullExperts(nn.Module):
             nn.init.normal_(self.value)
 
     def forward(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
-        """y [T, D] and what null experts answer to x [T, D]."""
+        """y [T, D] and what null experts answer to x [T, D], written over y."""
         x, wide = x.to(y.dtype), torch.promote_types(x.dtype, torch.float32)
         copy = self._copied(routing).to(wide) if self.pool.null.copy else None
         if self.mix is None or self.value is None:
