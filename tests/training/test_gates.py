@@ -1,4 +1,4 @@
-"""Routers with gates of their own in training: micro-batches, recomputation, statistics, what cannot be sharded."""
+"""Routers with gates of their own in training: micro-batches, recomputation, statistics."""
 
 from __future__ import annotations
 
@@ -41,10 +41,3 @@ def test_warm_up_takes_up_its_statistics_once_per_optimiser_step(tiny: Any) -> N
         gates = [cast(WarmUpGate, layer.router.gate) for layer in module.model.moe_layers()]
         assert [int(gate.seen) for gate in gates] == [2, 2]
         assert all(float(gate.mean) != 0 and 0 < float(gate.variance) != 1 for gate in gates)
-
-
-def test_a_shared_gru_cannot_be_sharded_by_blocks(tiny: Any) -> None:
-    from training.strategies.fsdp import shard
-
-    with pytest.raises(ValueError, match="strategy: blocks share a part of their routers"):
-        shard(tiny.module(described(tiny, RECURRENT)).model, None)  # type: ignore[arg-type]

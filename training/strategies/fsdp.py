@@ -62,13 +62,14 @@ def shard(model: Unified, mesh: DeviceMesh) -> None:
     was not used. (AdamW's momentum and decay then move it; under DDP a parameter that no rank used stays.)
     Frozen parts of modalities (codecs, autoencoders) stay whole on every rank, since batches are prepared with them
     outside of the model's forward pass. Nothing happens to a model that is sharded already.
-
-    Raises ValueError where layers share parameters of a router: another block's stay sharded while one runs.
+    What routers of several blocks share is sharded apart, and stays whole from its first use to the end of the backward
+    pass, for it is used in every block.
     """
     if isinstance(model, FSDPModule):
         return
-    if any(layer.router.shared for layer in model.moe_layers()):
-        raise ValueError("strategy: blocks share a part of their routers (gate: recurrent); expected ddp")
+    for common in [layer.router.common for layer in model.moe_layers()]:
+        if common is not None:
+            fully_shard(common, mesh=mesh, reshard_after_forward=False)
     frozen = {p for p in model.modalities.parameters() if not p.requires_grad}
     for block in model.backbone.blocks:
         block.register_forward_hook(_join_block)

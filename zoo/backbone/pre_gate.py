@@ -131,8 +131,8 @@ class PreGate(Gate):
         self._first: tuple[PreGate, ...] = ()  # in a tuple, so that its network is registered once
 
     @property
-    def shared(self) -> bool:
-        return bool(self._first)
+    def common(self) -> nn.Module | None:
+        return self.network
 
     def reset_parameters(self) -> None:
         """Draws embedding and head anew, where this gate holds them."""

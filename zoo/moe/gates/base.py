@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modalities.base import Tokens
 from modalities.precise import Precise
@@ -125,9 +125,10 @@ class Gate(Precise):
         raise NotImplementedError
 
     @property
-    def shared(self) -> bool:
-        """Whether it uses parameters of another layer's gate."""
-        return False
+    def common(self) -> nn.Module | None:
+        """What it holds for the gates of later layers too. All of them use it by calling it as a module, so that
+        sharding can bring its weights together."""
+        return None
 
     def begin(self, tokens: Tokens, cache: Any) -> dict[str, Tensor]:
         """Once per forward pass of the trunk, before its first block; see Router.begin. Nothing by default."""

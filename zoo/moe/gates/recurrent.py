@@ -60,23 +60,33 @@ class RecurrentGateSpec(DrawnGateSpec):
         return RecurrentGate(self, dim, pool)
 
 
+class Cell(nn.GRUCell):
+    """A GRU in the precision of what it reads."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """u, h [T, p] -> h' [T, p]; h is 0 where there is none."""
+        hx = torch.zeros_like(input) if hx is None else hx.to(input.dtype)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return torch.gru_cell(input, hx, *(weight.to(input.dtype) for weight in weights))
+
+
 class RecurrentGate(DrawnGate):
     """into [p, D], out [E + Ns, p]; the first MoE layer's owns `cell`, the later ones use that one."""
 
     spec: RecurrentGateSpec
-    cell: nn.GRUCell | None
+    cell: Cell | None
 
     def __init__(self, spec: RecurrentGateSpec, dim: int, pool: Pool) -> None:
         super().__init__(spec, pool)
         self.into = undrawn(spec.state, dim)
         self.out = undrawn(pool.columns, spec.state)
-        self.cell = nn.GRUCell(spec.state, spec.state, dtype=torch.float32)
+        self.cell = Cell(spec.state, spec.state, dtype=torch.float32)
         self._first: tuple[RecurrentGate, ...] = ()  # in a tuple, so that its cell is registered once
         self.reset_parameters()
 
     @property
-    def shared(self) -> bool:
-        return bool(self._first)
+    def common(self) -> nn.Module | None:
+        return self.cell
 
     def link(self, earlier: Sequence[Gate]) -> None:
         for gate in earlier:
@@ -87,15 +97,8 @@ class RecurrentGate(DrawnGate):
     def signal(self, x: Tensor, ctx: RoutingContext) -> Signal:
         u = affine(x, self.into)
         state = None if self.spec.passing == "none" else ctx.carry.get(STATE)
-        if state is None:
-            state = torch.zeros_like(u)
-        state = self._turn(u, state.detach() if self.spec.passing == "detached" else state)
-        raw = affine(state, self.out)
-        return Signal(raw, raw[:, : self.pool.experts], raw, carry={STATE: state})
-
-    def _turn(self, u: Tensor, state: Tensor) -> Tensor:
-        """u, h [T, p] -> h' [T, p]."""
         cell = self._first[0].cell if self._first else self.cell
         assert cell is not None
-        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        return torch.gru_cell(u, state.to(u.dtype), *(weight.to(u.dtype) for weight in weights))
+        state = cell(u, state.detach() if state is not None and self.spec.passing == "detached" else state)
+        raw = affine(state, self.out)
+        return Signal(raw, raw[:, : self.pool.experts], raw, carry={STATE: state})

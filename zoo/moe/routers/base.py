@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modalities.base import Tokens
 from modalities.precise import Precise
@@ -85,9 +85,9 @@ class Router(Precise):
         return {}
 
     @property
-    def shared(self) -> bool:
-        """Whether it uses parameters of another layer's router."""
-        return False
+    def common(self) -> nn.Module | None:
+        """What it holds for the routers of later layers too, used by calling it as a module."""
+        return None
 
     def link(self, earlier: Sequence[Router]) -> None:
         """Once after the trunk is built: the routers of the MoE layers before this one, in order. A part that layers
@@ -103,13 +103,19 @@ def surely(flag: Tensor) -> bool:
     return flag.device.type == "cpu" and not torch.compiler.is_compiling() and bool(flag.all())
 
 
-def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+def empty_slots(expert: Tensor, pool: Pool) -> Tensor | None:
+    """[T, K] bool, or None where there surely are none."""
+    full = expert < pool.experts
+    return None if surely(full) else ~full
+
+
+def share_of_chosen(raw: Tensor, expert: Tensor, pool: Pool, *, full: bool = False) -> tuple[Tensor, Tensor]:
     """Softmax over the chosen experts and the shared columns: raw [T, E + Ns], expert [T, K] -> [T, K], [T, Ns].
 
-    Taken over these columns alone, so that a choice far below the best logit keeps its precision.
+    Taken over these columns alone, so that a choice far below the best logit keeps its precision. full says that no
+    slot is empty.
     """
-    full = expert < pool.experts
-    empty = None if surely(full) else ~full
+    empty = None if full else empty_slots(expert, pool)
     columns = raw.gather(1, expert if empty is None else expert.clamp(max=pool.experts - 1))
     if empty is not None:
         columns = columns.masked_fill(empty, torch.finfo(raw.dtype).min)  # finite, so a row of them has a gradient
@@ -146,8 +152,8 @@ class GatedRouter(HoldsGate, Router):
         self.register_buffer("bias", torch.zeros(pool.experts, dtype=torch.float32) if spec.bias else None)
 
     @property
-    def shared(self) -> bool:
-        return self.gate.core.shared
+    def common(self) -> nn.Module | None:
+        return self.gate.core.common
 
     def begin(self, tokens: Tokens, cache: Any, layer: int) -> dict[str, Tensor]:
         return self.gate.core.begin(tokens, cache)

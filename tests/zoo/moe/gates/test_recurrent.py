@@ -108,7 +108,7 @@ def test_one_gru_belongs_to_the_first_layer() -> None:
     model = trunk()
     owners = [name for name, _ in model.named_parameters() if "cell" in name]
     assert owners == [f"blocks.0.ffn.router.gate.cell.{kind}_{w}" for kind in ("weight", "bias") for w in ("ih", "hh")]
-    assert [layer.router.shared for layer in model.moe_layers()] == [False, True, True]
+    assert [layer.router.common is not None for layer in model.moe_layers()] == [True, False, False]
     assert model.spec.cost().total == sum(p.numel() for p in model.parameters())
 
 
