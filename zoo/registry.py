@@ -132,6 +132,7 @@ TABLE: dict[str, dict[str, str]] = {
         "load_balanced": "training.claims.band:LoadBalancedSpec",
         "monotone": "training.claims.sweep:MonotoneSpec",
         "ablation": "training.claims.sweep:AblationSpec",
+        "milder": "training.claims.sweep:MilderSpec",
         "steadier": "training.claims.sweep:SteadierSpec",
         "loss_not_worse": "training.claims.losses:LossNotWorseSpec",
         "loss_better": "training.claims.losses:LossBetterSpec",

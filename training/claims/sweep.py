@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from training.claims import lab
@@ -128,3 +128,28 @@ class SteadierSpec(ExchangeSpec):
             f"deviation {statistics.stdev(own):.4g} ({values[0]}), with it {statistics.stdev(other):.4g} ({values[1]})"
         )
         return Finding(gap, expected, self.enough(gap), f"{note} ({MEANING[self.figure]})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MilderSpec(ExchangeSpec):
+    """An exchange raises a figure less than it does where something else is exchanged first.
+
+    overrides  the exchange, by dotted path
+    beside     what is exchanged first for the comparison, by dotted path
+    """
+
+    overrides: dict[str, Any]
+    beside: dict[str, Any]
+
+    def look(self, entry: Entry, seed: int, progress: bool) -> Finding:
+        own, other = (
+            replace(self, change={**self.change, **first}).rise(entry, seed, progress) for first in ({}, self.beside)
+        )
+        expected = f"the exchange raises {self.figure} less than where something else is exchanged first"
+        said = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in self.beside.items())
+        note = f"{own:+.4g}, with {said}: {other:+.4g} ({MEANING[self.figure]})"
+        return Finding(other - own, f"{expected}, by {self.amount()}", self.enough(other - own), note)
+
+    def rise(self, entry: Entry, seed: int, progress: bool) -> float:
+        """The figure with the exchange minus that without."""
+        return self.value(entry, self.overrides, seed, progress) - self.value(entry, {}, seed, progress)

@@ -16,7 +16,7 @@ from training.claims.lab import unified
 from training.claims.losses import LossBetterSpec, LossNotWorseSpec, difference
 from training.claims.measuring import Layer, Measured
 from training.claims.speed import LayersFasterSpec
-from training.claims.sweep import AblationSpec, MonotoneSpec, SteadierSpec
+from training.claims.sweep import AblationSpec, MilderSpec, MonotoneSpec, SteadierSpec
 from training.claims.tokens import GroupsEqualSpec, HardTokensSpec
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
@@ -63,6 +63,13 @@ def test_something_exchanged(entry: Write, budget: dict[str, Any]) -> None:
     assert not checked(AblationSpec, entry(), budget, figure="mean_k", overrides={K: 3}, expect="more").holds
     same = checked(AblationSpec, entry(), budget, figure="loss", overrides={K: 2}, expect="less")
     assert not same.holds and same.figure == 0
+
+
+def test_an_exchange_does_less_than_elsewhere(entry: Write, budget: dict[str, Any]) -> None:
+    keys = {"figure": "mean_k", "overrides": {K: 3}, "reading": True}
+    found = checked(MilderSpec, entry(), budget, **keys, beside={K: 1, K.replace(".k", ".normalize"): "all"})
+    assert found.holds and found.figure == 1 and "+1, with k 1, normalize all: +2" in found.note
+    assert not checked(MilderSpec, entry(), budget, **keys, beside={K: 2}).holds
 
 
 def test_a_figure_over_seeds(entry: Write, budget: dict[str, Any]) -> None:
