@@ -8,7 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from zoo.commands.outputs import PRECISIONS, REF
+from zoo.commands.outputs import PRECISIONS, REF, REMOTE
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ def size(text: str) -> int:
 def load_check_options(p: ArgumentParser) -> None:
     p.add_argument("ref", metavar="REF", help=REF)
     p.add_argument("--parity", action="store_true", help="compare a batch with transformers, one model at a time")
+    p.add_argument("--ignore-remote-code", action="store_true", help=REMOTE)
     p.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -38,7 +39,7 @@ def run_load_check(a: Namespace) -> int:
     """`zoo load-check`: the report; status 1 where something is wrong."""
     from zoo.hub.check import check
 
-    report = check(a.ref, parity=a.parity, progress=not a.json)
+    report = check(a.ref, parity=a.parity, progress=not a.json, ignore_remote_code=a.ignore_remote_code)
     print(json.dumps(report.plain(), indent=2) if a.json else report)
     return int(not report.ok)
 
@@ -62,6 +63,7 @@ def convert_options(p: ArgumentParser) -> None:
     p.add_argument("--family", metavar="NAME", help="the public family to write; `zoo list --families` lists them")
     p.add_argument("--dtype", choices=PRECISIONS, help="precision (that of the source); routers are never narrowed")
     p.add_argument("--max-shard-size", type=size, metavar="SIZE", help="begin a further file above this: 2GB, 500MB")
+    p.add_argument("--ignore-remote-code", action="store_true", help=REMOTE)
     p.add_argument("--overwrite", action="store_true", help="replace a saved model that is there")
     p.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
 
@@ -82,9 +84,11 @@ def run_convert(a: Namespace) -> None:
     check_target(a.folder.expanduser(), a.overwrite)
     dtype = precision(a.dtype)
     if a.dry_run:
-        print(planned(a.source, a.folder, target, a.family, dtype, a.max_shard_size))
+        model = read_source(a.source, "meta", a.ignore_remote_code)
+        print(planned(model, a.folder, target, a.family, dtype, a.max_shard_size))
         return
-    model, more = read_source(a.source), {"max_shard_size": a.max_shard_size, "overwrite": a.overwrite}
+    model = read_source(a.source, ignore_remote_code=a.ignore_remote_code)
+    more = {"max_shard_size": a.max_shard_size, "overwrite": a.overwrite}
     if target == "zoo":
         print(save(in_precision(model, dtype), a.folder, **more))
     else:
@@ -113,7 +117,7 @@ def check_apart(source: str, folder: Path) -> None:
         raise ValueError(f"{folder}: SRC lies inside it; choose another folder as DST")
 
 
-def read_source(source: str, device: str = "cpu") -> Unified:
+def read_source(source: str, device: str = "cpu", ignore_remote_code: bool = False) -> Unified:
     """The model of a reference or of a training checkpoint. On the device "meta" it has no memory."""
     if Path(source).expanduser().is_file() or source.endswith(TRAINED):
         from zoo.hub.convert import read_checkpoint
@@ -121,20 +125,19 @@ def read_source(source: str, device: str = "cpu") -> Unified:
         return read_checkpoint(source).to(device)
     from zoo.hub.weights import load
 
-    return load(source, device=device)
+    return load(source, device=device, ignore_remote_code=ignore_remote_code)
 
 
 def planned(
-    source: str, folder: Path, target: str, family: str | None, dtype: torch.dtype | None, limit: int | None
+    model: Unified, folder: Path, target: str, family: str | None, dtype: torch.dtype | None, limit: int | None
 ) -> str:
-    """What `convert` would write, in words, found without reading the numbers."""
+    """What `convert` would write, in words; the model needs no memory."""
     from zoo.hub.card import count
     from zoo.hub.conversion.export import SHARD, prepare
     from zoo.hub.files import shards
     from zoo.hub.skeleton import size as in_bytes
     from zoo.hub.weights import cast as in_precision
 
-    model = read_source(source, "meta")
     if target == "zoo":
         what, forms = "our own format", dict(in_precision(model, dtype).state_dict())
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
+REMOTE = "read a checkpoint whose config.json names code to run, without that code"
 REF = "an entry that has weights, a saved model's folder, a public checkpoint's folder, or hf:org/name@revision"
 PRECISIONS = ("float32", "bfloat16", "float16")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.commands.outputs import REF, free
+from zoo.commands.outputs import REF, REMOTE, free
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,7 @@ def trace_options(p: ArgumentParser) -> None:
     p.add_argument("--rows", type=int, metavar="N", help="read the first N rows only, each of the model's length")
     says = f"a folder for {ROUTING} (every token's experts), {PICTURE} (a heat map) and its numbers"
     p.add_argument("--out", type=Path, metavar="DIR", help=says)
+    p.add_argument("--ignore-remote-code", action="store_true", help=REMOTE)
     p.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
@@ -41,7 +42,7 @@ def run_trace(a: Namespace) -> None:
     from zoo.models.language import read_text
     from zoo.trace import trace
 
-    model = load(a.ref)
+    model = load(a.ref, ignore_remote_code=a.ignore_remote_code)
     places = _places(model)
     if not places:
         raise ValueError(f"{a.ref}: a dense model; no block has experts, so there is no routing to trace")

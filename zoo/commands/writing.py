@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any, cast
 
-from zoo.commands.outputs import PRECISIONS, REF, seed_option
+from zoo.commands.outputs import PRECISIONS, REF, REMOTE, seed_option
 
 # Settings of generation that are options; what is not given is the model's own.
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
@@ -23,6 +23,7 @@ def generate_options(p: ArgumentParser) -> None:
     p.add_argument(
         "--pack", action="store_true", help="load weights in the order a CPU reads fastest; pays on long texts"
     )
+    p.add_argument("--ignore-remote-code", action="store_true", help=REMOTE)
     seed_option(p)
     more = p.add_argument_group("how to write; what is left out is as generation_config.json of the model says")
     more.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to add (256)")
@@ -43,7 +44,8 @@ def run_generate(a: Namespace) -> None:
 
     from zoo.hub.weights import load
 
-    model = load(a.ref, dtype=None if a.dtype is None else getattr(torch, a.dtype), pack=a.pack)
+    dtype = None if a.dtype is None else getattr(torch, a.dtype)
+    model = load(a.ref, dtype=dtype, pack=a.pack, ignore_remote_code=a.ignore_remote_code)
     given = {name: getattr(a, name) for name in SAMPLING}
     settings: Any = {name: value for name, value in given.items() if value is not None}
     if a.chat:

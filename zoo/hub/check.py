@@ -27,18 +27,20 @@ from zoo.spec import Plain, parse
 BAR = 1 << 28  # bytes of weights from which on a progress bar is worth it
 
 
-def check(ref: str | os.PathLike[str], *, parity: bool = False, progress: bool = False) -> Report:
+def check(
+    ref: str | os.PathLike[str], *, parity: bool = False, progress: bool = False, ignore_remote_code: bool = False
+) -> Report:
     """Looks at everything zoo.load would use. Configuration and headers are compared first; then the numbers are read
     once, one tensor after the other, to find those that are not finite. Nothing is held but for `parity`, which runs
     the model, and after it that of transformers, in float32.
 
-    progress shows a bar on standard error where there is much to read. What is wrong with the checkpoint is in the
-    report; raises only where there is no such folder or entry, as zoo.load does.
+    progress shows a bar on standard error where there is much to read; ignore_remote_code is that of zoo.load. What is
+    wrong with the checkpoint is in the report; raises only where there is no such folder or entry, as zoo.load does.
     """
     folder = locate(ref)
     report = Report(ref=os.fspath(ref), folder=str(folder))
     try:
-        content = config.content(folder / "config.json")
+        content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
         foreign = config.is_foreign(content)
         stored = (_foreign if foreign else _own)(folder, content, report)
     except (ValueError, OSError) as error:
@@ -47,7 +49,7 @@ def check(ref: str | os.PathLike[str], *, parity: bool = False, progress: bool =
     _look_beside(folder, report)
     _look_for_nan(stored, report, progress)
     if parity and report.ok:
-        _compare(folder, foreign, report)
+        _compare(folder, foreign, report, ignore_remote_code)
     return report
 
 
@@ -141,12 +143,12 @@ def _look_for_nan(stored: Mapping[str, Stored], report: Report, progress: bool) 
         report.problems.append(f"NaN or infinite numbers in {len(report.nonfinite)} tensors:\n  {listed}")
 
 
-def _compare(folder: Path, foreign: bool, report: Report) -> None:
+def _compare(folder: Path, foreign: bool, report: Report, ignore_remote_code: bool) -> None:
     if not foreign:
         report.notes.append("no parity: transformers does not read our own format; `zoo convert DIR NEW --to hf` first")
         return
     try:
-        report.parity = compare(folder)
+        report.parity = compare(folder, ignore_remote_code=ignore_remote_code)
     except ImportError:
         report.notes.append("no parity: transformers is not installed")
         return

@@ -44,8 +44,11 @@ def read(path: Path) -> Plain:
     return found
 
 
-def content(path: Path) -> Plain:
-    """A config.json as it stands there. Raises FileNotFoundError, or SpecError where it is no mapping."""
+def content(path: Path, *, ignore_remote_code: bool = False) -> Plain:
+    """A config.json as it stands there; ignore_remote_code leaves out the keys of a public checkpoint that name code.
+
+    Raises FileNotFoundError, or SpecError where it is no mapping.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: holds no config.json; expected a saved model or a public checkpoint")
     try:
@@ -54,6 +57,8 @@ def content(path: Path) -> Plain:
         raise SpecError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise SpecError(f"{path}: expected a mapping at the top, got {type(found).__name__}")
+    if ignore_remote_code and is_foreign(found):
+        return {key: value for key, value in found.items() if key not in REMOTE}
     return found
 
 

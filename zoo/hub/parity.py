@@ -57,8 +57,9 @@ class Parity:
 
 
 @torch.inference_mode()
-def compare(folder: Path) -> Parity:
-    """Runs a batch of random ids through our model, then through that of transformers; one is in memory at a time.
+def compare(folder: Path, *, ignore_remote_code: bool = False) -> Parity:
+    """Runs a batch of random ids through our model, then through that of transformers; one is in memory at a time, and
+    no code of the checkpoint is run.
 
     Raises ImportError where transformers is not installed, PeerError where it cannot run the checkpoint, and what
     zoo.load raises.
@@ -67,7 +68,7 @@ def compare(folder: Path) -> Parity:
 
     from zoo.hub.weights import load
 
-    ours = load(folder, dtype=torch.float32)
+    ours = load(folder, dtype=torch.float32, ignore_remote_code=ignore_remote_code)
     rows = ours.modalities[ours.find("text")].embedding.num_embeddings  # type: ignore[union-attr]
     ids = torch.randint(int(rows), (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     out = ours(input_ids=ids)
@@ -89,7 +90,9 @@ def _peer(transformers: Any, folder: Path, ids: Tensor) -> tuple[Tensor, list[Te
     """The peer's logits, and the experts it chose."""
     with _quiet(transformers):
         try:
-            peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            peer = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
             with choices_of(peer) as seen:
                 return peer.eval()(input_ids=ids, use_cache=False).logits, seen
         except Exception as error:  # whatever another library does not do here: quantised weights, a family it lacks

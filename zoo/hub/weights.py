@@ -56,6 +56,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     pack: bool = False,
+    ignore_remote_code: bool = False,
 ) -> Unified:
     """A model with its weights, in evaluation mode: an entry that has weights, a folder that zoo.save wrote or that
     holds a public checkpoint of a supported family, or `hf:org/name@revision`.
@@ -63,13 +64,15 @@ def load(
     dtype is that of the file where None; parts that need float32 (routers, codecs) keep it. pack stores the weights in
     the order that inference on a CPU reads fastest (zoo.hub.memory.pack). Names, shapes and dtypes
     are checked against the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
-    Raises EntryError, FileNotFoundError, SpecError, or WeightsError that lists every tensor that does not fit.
+    A public checkpoint whose config.json names code to run is refused; with ignore_remote_code it is read by our own
+    table of its family, and that code is not run either. Raises EntryError, FileNotFoundError, SpecError, or
+    WeightsError that lists every tensor that does not fit.
     """
     tensors.check_dtype(dtype)
     if pack:
         memory.check_device(device)
     folder = locate(ref)
-    content = config.content(folder / "config.json")
+    content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
     if config.is_foreign(content):
         model = checkpoint.load(folder, content, dtype, device, pack=pack)
     else:

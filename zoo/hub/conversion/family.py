@@ -56,8 +56,8 @@ class Family:
             if content.get(name):
                 raise fields.error(
                     name,
-                    "names code to run, and code that comes with a checkpoint is never run; remove the key if the "
-                    f"checkpoint is a plain {self.name}",
+                    "names code to run, and code that comes with a checkpoint is never run; ignore_remote_code=True "
+                    f"(--ignore-remote-code) reads it without that code, as the {self.name} of this library",
                 )
         self._check_architecture(fields)
         for name, allowed in OFF.items():
