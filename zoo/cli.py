@@ -56,6 +56,7 @@ VERBS: dict[str, tuple[str, ModuleType]] = {
     "claims": ("check what a system promises", entries),
     "load-check": ("what a folder of weights is, and whether all of it fits", checkpoints),
     "convert": ("a model to the layout of a public family, or to ours", checkpoints),
+    "average": ("one model of the weights that a training kept on its way", checkpoints),
     "prefetch": ("fetch a model from the hub into its cache", checkpoints),
 }
 

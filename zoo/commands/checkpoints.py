@@ -1,4 +1,4 @@
-"""The verbs about folders of weights: load-check, convert, prefetch."""
+"""The verbs about folders of weights: load-check, convert, average, prefetch."""
 
 from __future__ import annotations
 
@@ -93,6 +93,25 @@ def run_convert(a: Namespace) -> None:
         print(save(in_precision(model, dtype), a.folder, **more))
     else:
         print(export(model, a.folder, format=target, family=a.family, dtype=dtype, **more))
+
+
+def average_options(p: ArgumentParser) -> None:
+    p.add_argument("sources", nargs="+", metavar="SRC", help="folders of saved models of one description, oldest first")
+    p.add_argument("--out", type=Path, required=True, metavar="DST", help="the folder to write")
+    p.add_argument("--weights", type=float, nargs="+", metavar="C", help="one for each, of sum 1 (even ones)")
+    says = "in place of --weights: the falling rate they stand for, a value of 0..1 for each SRC but the first"
+    p.add_argument("--decay", type=float, nargs="+", metavar="W", help=says)
+    p.add_argument("--overwrite", action="store_true", help="replace a saved model that is there")
+
+
+def run_average(a: Namespace) -> None:
+    """`zoo average`: the folder."""
+    from zoo.hub.average import average, coefficients
+
+    if a.decay is not None and a.weights is not None:
+        raise ValueError("--decay: stands for weights, so give one of both")
+    weights = a.weights if a.decay is None else coefficients(a.decay)
+    print(average(a.sources, a.out, weights=weights, overwrite=a.overwrite))
 
 
 def precision(name: str | None) -> torch.dtype | None:
