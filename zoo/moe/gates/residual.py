@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +77,7 @@ class ResidualGate(HoldsGate, Gate):
         own = self.gate.signal(x, ctx)
         if self.map is not None:
             past = affine(ctx.carry[LOGITS], self.map)
-            selection = own.selection + past[:, : self.pool.experts]
-            own = own._replace(raw=own.raw + past, selection=selection, weighing=own.weighing + past)
+            own = _each(own, lambda logits: logits + past[:, : logits.shape[1]])
         return self._scaled(own)._replace(carry={LOGITS: own.raw})
 
     def _scaled(self, signal: Signal) -> Signal:
@@ -87,5 +86,11 @@ class ResidualGate(HoldsGate, Gate):
             return signal
         deviation = signal.raw.std(dim=-1, keepdim=True, correction=min(1, self.pool.columns - 1))
         factor = self.spec.spread / torch.where(deviation > 0, deviation, self.spec.spread)
-        raw, selection, weighing = (logits * factor for logits in (signal.raw, signal.selection, signal.weighing))
-        return signal._replace(raw=raw, selection=selection, weighing=weighing)
+        return _each(signal, lambda logits: logits * factor)
+
+
+def _each(signal: Signal, change: Callable[[Tensor], Tensor]) -> Signal:
+    """All logits of a signal changed alike; what is one tensor before is one after."""
+    raw = change(signal.raw)
+    selection, weighing = (raw if old is signal.raw else change(old) for old in (signal.selection, signal.weighing))
+    return signal._replace(raw=raw, selection=selection, weighing=weighing)

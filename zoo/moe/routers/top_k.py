@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe.pool import Pool, Properties
-from zoo.moe.routers.base import GatedRouter, GatedRouterSpec, share_of_chosen, surely
+from zoo.moe.routers.base import GatedRouter, GatedRouterSpec, empty_slots, share_of_chosen, surely
 from zoo.moe.routing import Routing, RoutingContext
 from zoo.spec import Cost
 
@@ -124,16 +124,18 @@ class TopKRouter(GatedRouter):
 
     def forward(self, x: Tensor, ctx: RoutingContext) -> Routing:
         raw, logits, weighing, carry, update = self.gate(x, ctx)
-        scores = torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
-        scores = self.eligible(scores, ctx)
+        score = self._score(logits)
+        scores = self.eligible(score, ctx)
         if self.spec.groups > 1 and not self.spec.equal_groups:
             scores = self._limit_groups(scores)
         best, expert = self._best(scores)
         if ctx.exclude is not None:
             expert = expert.masked_fill(best == -torch.inf, self.pool.experts)
-        if not surely(ctx.mask):
+        every = surely(ctx.mask)
+        if not every:
             expert = expert.masked_fill(~ctx.mask[:, None], self.pool.experts)
-        gate, shared = self.weigh(weighing, expert)
+        known = score if logits is weighing else None
+        gate, shared = self._weigh(weighing, expert, known, full=every and ctx.exclude is None)
         return Routing(
             expert=expert, gate=gate, raw=raw, scores=scores, mask=ctx.mask, shared=shared, carry=carry, update=update
         )
@@ -156,24 +158,32 @@ class TopKRouter(GatedRouter):
         keep = torch.zeros_like(ranks, dtype=torch.bool).scatter(1, best, True)
         return grouped.masked_fill(~keep[..., None], -torch.inf).flatten(-2)
 
+    def _score(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits) if self.spec.score == "sigmoid" else torch.softmax(logits, dim=-1)
+
     def weigh(self, raw: Tensor, expert: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._weigh(raw, expert)
+
+    def _weigh(
+        self, raw: Tensor, expert: Tensor, score: Tensor | None = None, *, full: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`weigh`, with what is known: the score of raw, and that no slot is empty."""
         if self.spec.mask_zero and self.pool.null.zero:
-            first = self.pool.first("zero")
+            first, full = self.pool.first("zero"), False
             zero = (expert >= first) & (expert < first + self.pool.null.zero)
             expert = expert.masked_fill(zero, self.pool.experts)
         if self.spec.score == "softmax" and self.spec.normalize == "selected":
-            gate, shared = share_of_chosen(raw, expert, self.pool)
+            gate, shared = share_of_chosen(raw, expert, self.pool, full=full)
             return self._scaled(gate, expert), shared if self.pool.shared else None
-        score = torch.sigmoid(raw) if self.spec.score == "sigmoid" else torch.softmax(raw, dim=-1)
-        full = expert < self.pool.experts
-        every = surely(full)
-        gate = score.gather(1, expert if every else expert.clamp(max=self.pool.experts - 1))
-        gate = gate if every else torch.where(full, gate, 0)
-        shared = score[:, self.pool.experts :]
+        score = self._score(raw) if score is None else score
+        empty = None if full else empty_slots(expert, self.pool)
+        gate = score.gather(1, expert if empty is None else expert.clamp(max=self.pool.experts - 1))
+        gate = gate if empty is None else gate.masked_fill(empty, 0)
+        shared = score[:, self.pool.experts :] if self.pool.shared else None
         total = self._total(score, gate, shared)
         if total is not None:
-            gate, shared = gate / total, shared / total
-        return self._scaled(gate, expert), shared if self.pool.shared else None
+            gate, shared = gate / total, None if shared is None else shared / total
+        return self._scaled(gate, expert), shared
 
     def _scaled(self, gate: Tensor, expert: Tensor) -> Tensor:
         """gate and expert [T, K] -> the weights with the fixed and the learned factor."""
@@ -182,10 +192,11 @@ class TopKRouter(GatedRouter):
             return gate
         return gate * F.pad(self.expert_scale, (0, 1)).to(gate.dtype)[expert]  # an empty slot holds E
 
-    def _total(self, score: Tensor, gate: Tensor, shared: Tensor) -> Tensor | None:
+    def _total(self, score: Tensor, gate: Tensor, shared: Tensor | None) -> Tensor | None:
         """[T, 1] what weights are divided by; None for 1, which the shares of a softmax sum to."""
         if self.spec.normalize == "selected":
-            total = gate.sum(-1, keepdim=True) + shared.sum(-1, keepdim=True)
+            total = gate.sum(-1, keepdim=True)
+            total = total if shared is None else total + shared.sum(-1, keepdim=True)
         elif self.spec.normalize == "all" and self.spec.score == "sigmoid":
             total = score.sum(-1, keepdim=True)
         else:
