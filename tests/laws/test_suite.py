@@ -31,6 +31,12 @@ class ForeignRouter(TopKRouter):
         return super().forward(x, ctx.replace(mask=ctx.mask | True))
 
 
+def install(monkeypatch: pytest.MonkeyPatch, point: metadata.EntryPoint) -> None:
+    """Lets the registry, and nobody else in the process, find this entry point."""
+    monkeypatch.setattr(registry, "metadata", types.SimpleNamespace(entry_points=lambda group: [point]))
+    registry._plugins.cache_clear()
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     """A plug-in's entry point `router.foreign`."""
@@ -38,8 +44,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     module.ForeignSpec = ForeignSpec
     monkeypatch.setitem(sys.modules, "foreign_parts", module)
     point = metadata.EntryPoint("router.foreign", "foreign_parts:ForeignSpec", registry.GROUP)
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point])
-    registry._plugins.cache_clear()
+    install(monkeypatch, point)
     yield "foreign"
     registry._plugins.cache_clear()
 
@@ -54,8 +59,7 @@ def test_a_plug_in_is_under_the_laws(plugin: str) -> None:
 
 def test_a_plug_in_that_cannot_be_imported_is_reported_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     point = metadata.EntryPoint("block.gone", "no_such_package:Spec", registry.GROUP)
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [point])
-    registry._plugins.cache_clear()
+    install(monkeypatch, point)
     try:
         cases = list(gather())
     finally:

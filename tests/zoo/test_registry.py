@@ -63,7 +63,8 @@ def test_registering_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:
     found = [metadata.EntryPoint(name, value, registry.GROUP) for name, value in named]
-    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: found if group == registry.GROUP else [])
+    own = types.SimpleNamespace(entry_points=lambda group: found if group == registry.GROUP else [])
+    monkeypatch.setattr(registry, "metadata", own)
     registry._plugins.cache_clear()
 
 

@@ -6,15 +6,12 @@ A part is covered by being registered; what a spec refuses is kept with its reas
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Iterator
-
-import torch
 
 from zoo import registry
 from zoo.laws.cases import Case, Refused, layer_case, surgery_case, trunk_case
+from zoo.laws.draws import LISTS, SOCKETS, crossings, described, random_layers, random_trunks
 from zoo.laws.examples import BASE, DENSE, SURGERIES, variants
-from zoo.moe.kernels import triton
 from zoo.spec import Plain
 
 RICH: Plain = {
@@ -22,9 +19,6 @@ RICH: Plain = {
     "shared": {"count": 2, "hidden": 4, "gate": "router"},
 }
 """Null experts of every kind, and shared experts that the router weighs."""
-
-SOCKETS = {"router": "router", "policy": "policy", "expert": "experts", "balance": "balance", "dispatch": "dispatch"}
-LISTS = {"policy", "balance"}
 
 
 def _placed(kind: str, part: Plain) -> Plain:
@@ -36,7 +30,7 @@ def _placed(kind: str, part: Plain) -> Plain:
 
 
 def _part_cases(kind: str, name: str) -> Iterator[Case]:
-    for label, part in _described(kind, name):
+    for label, part in described(kind, name):
         yield layer_case(f"{kind} {label}", _placed(kind, part), {name})
         if kind in ("router", "policy") or label != name:
             yield layer_case(f"{kind} {label} rich", {**_placed(kind, part), **RICH}, {name})
@@ -60,48 +54,12 @@ def _pool_cases() -> Iterator[Case]:
 def _gate_cases() -> Iterator[Case]:
     """Every gate under top-k in a layer, plain and rich, and in a trunk of two."""
     for name in registry.names("gate"):
-        for label, gate in _described("gate", name):
+        for label, gate in described("gate", name):
             keys = {"router": {**BASE["router"], "gate": gate}}
             yield layer_case(f"gate {label}", keys, {name})
             yield layer_case(f"gate {label} rich", {**keys, **RICH}, {name})
             block = {"type": "sequential", "attention": {"heads": 2}, "ffn": {**BASE["ffn"], **RICH, **keys}}
             yield trunk_case(f"trunk gate {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
-
-
-def _random_cases(count: int) -> Iterator[Case]:
-    """Combinations drawn over all parts, the same at every call."""
-    draw, lots = random.Random(20), random.Random(21)
-    gates = [found for name in registry.names("gate") for found in _described("gate", name)]
-    parts = {
-        kind: [(label, part) for name in registry.names(kind) for label, part in _described(kind, name)]
-        for kind in SOCKETS
-    }
-    for seed in range(count):
-        plain: Plain = {"routed": draw.choice([2, 4, 6]), "backend": draw.choice(["grouped", "reference"])}
-        about, labels = set(), []
-        for kind, socket in SOCKETS.items():
-            if kind in LISTS and draw.random() < 0.4:
-                continue
-            label, part = draw.choice(parts[kind])
-            plain[socket] = [part] if kind in LISTS else part
-            about.add(part["type"])
-            labels.append(label)
-        if lots.random() < 0.5 and "gate" not in plain["router"]:
-            label, gate = lots.choice(gates)
-            plain["router"] = {**plain["router"], "gate": gate}
-            about.add(gate["type"])
-            labels.append(f"gate {label}")
-        plain |= {key: value for key, value in RICH.items() if draw.random() < 0.6}
-        yield layer_case(f"random {seed}: {' '.join(labels)}", plain, about, seed)
-
-
-def _described(kind: str, name: str) -> list[tuple[str, Plain]]:
-    """The variants of a part that can run here, none where it cannot be imported or described."""
-    here = triton.available(torch.device("cpu"))  # laws run on the CPU
-    try:
-        return [(label, part) for label, part in variants(kind, name) if here or part.get("backend") != "triton"]
-    except (ValueError, ImportError, AttributeError):
-        return []
 
 
 def _unusable(kind: str) -> Iterator[Case]:
@@ -117,27 +75,27 @@ def _trunk_cases() -> Iterator[Case]:
     moe = {**BASE["ffn"], **RICH}
     attention: Plain = {"heads": 2}
     for name in registry.names("block"):
-        for label, block in _described("block", name):
+        for label, block in described("block", name):
             block = block | {key: moe for key in ("ffn", "moe") if key in block}
             cond = 3 if registry.get("block", name).conditioned else 0
             yield trunk_case(f"block {label}", {"cond": cond, "layers": [{"repeat": 2, "block": block}]}, {name})
     plain: Plain = {"type": "sequential", "attention": attention}
     for name in registry.names("ffn"):
-        for label, ffn in _described("ffn", name):
+        for label, ffn in described("ffn", name):
             yield trunk_case(f"ffn {label}", {"layers": [{"repeat": 2, "block": {**plain, "ffn": ffn}}]}, {name})
     for name in registry.names("router"):
-        for label, router in _described("router", name):
+        for label, router in described("router", name):
             yield _routed_trunk(f"trunk router {label}", {**plain, "ffn": {**moe, "router": router}}, name)
     for name in registry.names("policy"):
-        for label, policy in _described("policy", name)[:1]:
+        for label, policy in described("policy", name)[:1]:
             block = {**plain, "ffn": {**moe, "policy": [policy]}}
             yield trunk_case(f"trunk policy {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
     for name in registry.names("attention"):
-        for label, part in _described("attention", name):
+        for label, part in described("attention", name):
             block = {**plain, "attention": part, "ffn": BASE["ffn"]}
             yield trunk_case(f"attention {label}", {"layers": [{"repeat": 2, "block": block}]}, {name})
     for name in registry.names("adapter"):
-        for label, adapter in _described("adapter", name):
+        for label, adapter in described("adapter", name):
             layers = [{"repeat": 2, "block": {**plain, "ffn": ffn}} for ffn in (DENSE, moe)]
             yield trunk_case(f"adapter {label}", {"layers": layers, "adapter": {**adapter, "freeze": False}}, {name})
     yield trunk_case("windows in turn", {"layers": [_windowed(2), _windowed(None), _windowed(4)]}, {"grouped_query"})
@@ -158,7 +116,7 @@ def _routed_trunk(label: str, block: Plain, name: str) -> Case:
 def _surgery_cases() -> Iterator[Case]:
     for name in registry.names("surgery"):
         keys, change = SURGERIES.get(name, ({}, {}))
-        for label, plain in _described("surgery", name):
+        for label, plain in described("surgery", name):
             yield surgery_case(f"surgery {label}", {**plain, **keys}, change, {name})
 
 
@@ -173,7 +131,7 @@ def _ropes() -> Iterator[tuple[str, Plain, set[str]]]:
     yield "sections", {**sections, "head_dim": 8}, {"sequential"}
     yield "adjacent", {**sections, "pairs": "adjacent", "head_dim": 8}, {"sequential"}
     for name in registry.names("rope_scaling"):
-        for label, scaling in _described("rope_scaling", name):
+        for label, scaling in described("rope_scaling", name):
             yield label, {"scaling": scaling}, {name}
 
 
@@ -194,4 +152,6 @@ def gather() -> Iterator[Case]:
     yield from _pool_cases()
     yield from _trunk_cases()
     yield from _surgery_cases()
-    yield from _random_cases(24)
+    yield from crossings()
+    yield from random_layers(24)
+    yield from random_trunks(16)
