@@ -257,3 +257,12 @@ def test_the_packaged_comparisons_are_plans(name: str, capsys: Capture) -> None:
     made = plan.make(read(configs() / "compare" / f"{name}.yaml"))
     for system in made.systems:
         assert system.solved.flops == pytest.approx(made.target, rel=made.spec.tolerance)
+
+
+def test_every_language_model_of_the_zoo_is_compared() -> None:
+    """But for mola, which adapts a model that was trained before."""
+    from zoo.hub.entries import configs, plain_spec
+
+    texts = {p.stem for p in (configs() / "zoo").glob("*.yaml") if set(plain_spec(p)["modalities"]) == {"text"}}
+    named = {system.title for system in read(configs() / "compare" / "routers-small.yaml").systems}
+    assert texts - named == {"mola"}
