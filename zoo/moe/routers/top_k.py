@@ -172,6 +172,7 @@ class TopKRouter(GatedRouter):
             first, full = self.pool.first("zero"), False
             zero = (expert >= first) & (expert < first + self.pool.null.zero)
             expert = expert.masked_fill(zero, self.pool.experts)
+        shared: Tensor | None
         if self.spec.score == "softmax" and self.spec.normalize == "selected":
             gate, shared = share_of_chosen(raw, expert, self.pool, full=full)
             return self._scaled(gate, expert), shared if self.pool.shared else None
