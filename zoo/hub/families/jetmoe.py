@@ -15,13 +15,15 @@ EPS = 1e-6  # of the blocks' norms, whatever config.json says: its field is that
 
 
 def spec(fields: Fields) -> Language:
-    """As many experts in attention as in the feed-forward layer, and as many chosen."""
+    """As many experts in attention as in the feed-forward layer, and as many chosen. The publisher's own code spelt
+    numbers and width of experts otherwise."""
     for name in ("activation_function", "hidden_act"):
         fields.only(name, "silu", "swish")
     fields.only("rotary_percent", 1, 1.0)
     for name in ("bias", "glu"):
         fields.only(name, True)
-    routed, k = fields.get("num_local_experts", int, 8), fields.get("num_experts_per_tok", int, 2)
+    routed = fields.get(("num_local_experts", "moe_num_experts"), int, 8)
+    k = fields.get(("num_experts_per_tok", "moe_top_k"), int, 2)
     heads = fields.get("num_key_value_heads", int, 16)
     fields.only("num_attention_heads", heads * k)
     attention = {
@@ -31,7 +33,7 @@ def spec(fields: Fields) -> Language:
         "head_dim": fields.get(("kv_channels", "head_dim"), int, 128),
         "out_bias": True,
     }
-    experts = {"type": "swiglu", "hidden": fields.get("intermediate_size", int, 5632)}
+    experts = {"type": "swiglu", "hidden": fields.get(("intermediate_size", "ffn_hidden_size"), int, 5632)}
     layer = {**read.moe(experts, routed, read.chosen(k)), "out_bias": True}
     block = {"type": "attention_experts", "attention": attention, "ffn": layer}
     final = fields.get("rms_norm_eps", float, EPS)

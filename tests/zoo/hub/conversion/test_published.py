@@ -227,6 +227,13 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
         "num_hidden_layers": 24, "num_key_value_heads": 16, "num_local_experts": 8, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": 32000,
     }),
+    "JetMoE-8B as first released": (8_522_237_952, {
+        "architectures": ["JetMoEForCausalLM"], "model_type": "jetmoe", "activation_function": "silu", "bias": True,
+        "bos_token_id": 1, "eos_token_id": 2, "ffn_hidden_size": 5632, "glu": True, "hidden_size": 2048,
+        "kv_channels": 128, "max_position_embeddings": 4096, "moe_num_experts": 8, "moe_top_k": 2,
+        "num_attention_heads": 32, "num_hidden_layers": 24, "num_key_value_heads": 16, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": 32000,
+    }),
     "MiniMax-Text-01-hf": (456_089_655_296, {
         "architectures": ["MiniMaxForCausalLM"], "model_type": "minimax", "block_size": 256, "bos_token_id": None,
         "eos_token_id": None, "full_attn_alpha_factor": 3.5565588200778455, "full_attn_beta_factor": 1.0,
