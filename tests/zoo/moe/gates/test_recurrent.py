@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modalities.base import Tokens
 from zoo.backbone.trunk import Backbone, BackboneSpec
+from zoo.moe.gates.linear import LinearGateSpec
 from zoo.moe.gates.recurrent import STATE, RecurrentGate, RecurrentGateSpec
 from zoo.moe.layer import MoE
 from zoo.moe.pool import Pool
@@ -110,6 +111,13 @@ def test_one_gru_belongs_to_the_first_layer() -> None:
     assert owners == [f"blocks.0.ffn.router.gate.cell.{kind}_{w}" for kind in ("weight", "bias") for w in ("ih", "hh")]
     assert [layer.router.common is not None for layer in model.moe_layers()] == [True, False, False]
     assert model.spec.cost().total == sum(p.numel() for p in model.parameters())
+
+
+def test_the_papers_extra_parameters() -> None:
+    """24 layers of width 1280 with 16 experts: a state of 128 instead of linear gates costs 3,588,864."""
+    pool, spec, linear = Pool(routed=16), RecurrentGateSpec(state=128), LinearGateSpec().cost(1280, Pool(routed=16))
+    total = 24 * spec.cost(1280, pool).total + 23 * spec.follow_cost(1280, pool).total
+    assert total == 4_080_384 and total - 24 * linear.total == 3_588_864
 
 
 def test_tokens_are_routed_apart() -> None:
