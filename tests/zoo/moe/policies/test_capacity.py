@@ -172,6 +172,7 @@ def test_the_capacities_of_moe_plus_plus(per: Any, expected: list[float]) -> Non
     found = CapacitySpec(factor=1.1, tau=0.75, per=per, null_too=True).capacities(routing, pool)
     assert [found[0].item(), found[-1].item()] == expected
     assert found[:8].eq(found[0]).all() and found[8:].eq(found[-1]).all()
+    assert float(found[:8].sum() / found.sum()) == pytest.approx(0.6, abs=2e-3), "the rows that networks compute"
 
 
 def test_capacity_per_token_drops_at_least_45_percent_of_two_choices(drop: Drop, skewed: Skewed) -> None:
