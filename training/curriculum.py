@@ -175,7 +175,7 @@ def described(spec: CurriculumSpec, name: str) -> ModelSpec:
     """The description of a stage's model."""
     stage = next(stage for stage in spec.stages if stage.name == name)
     model = resolve(spec.defaults, stage)["model"]
-    return parse(ModelSpec, override(plain_spec(model["spec"]), model.get("overrides") or {}))
+    return parse(ModelSpec, override(plain_spec(model["spec"]), model.get("overrides") or {}, ModelSpec))
 
 
 def reuse(data: MixtureData, prepared: Mapping[str, MixtureData], enter: SurgerySpec) -> None:

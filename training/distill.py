@@ -65,7 +65,7 @@ class RouteTeacher:
 
     def __init__(self, settings: Mapping[str, Any], student: Unified) -> None:
         self.spec = parse(DistillSpec, settings, "distill")
-        described = parse(ModelSpec, override(plain_spec(self.spec.spec), self.spec.overrides or {}))
+        described = parse(ModelSpec, override(plain_spec(self.spec.spec), self.spec.overrides or {}, ModelSpec))
         if not isinstance(described, UnifiedSpec):
             raise ValueError(f"distill.spec: got a {type(described).__name__}, expected a model of type unified")
         self.described, self.model = described, cast("Unified | None", None)

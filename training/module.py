@@ -85,7 +85,7 @@ class UnifiedModule(WholeSteps):
             init_strict: Whether init_from must hold exactly the model's tensors.
             seed: Source of the initial weights and of everything drawn in training.
         """
-        parsed = parse(ModelSpec, override(plain_spec(spec), overrides or {}))
+        parsed = parse(ModelSpec, override(plain_spec(spec), overrides or {}, ModelSpec))
         if not isinstance(parsed, UnifiedSpec):
             raise ValueError(f"spec: got a {type(parsed).__name__}, expected a model of type unified")
         with torch.random.fork_rng(devices=[]):

@@ -88,7 +88,7 @@ def make_room(spec: CurriculumSpec, overwrite: bool) -> None:
 
 def final_model(settings: Mapping[str, Any], weights: Path) -> Unified:
     """The model of the last stage with its weights."""
-    plain = override(plain_spec(settings["spec"]), settings.get("overrides") or {})
+    plain = override(plain_spec(settings["spec"]), settings.get("overrides") or {}, ModelSpec)
     model = cast(Unified, parse(ModelSpec, plain).build())
     model.load_state_dict(load_file(weights))
     return model.eval()

@@ -34,7 +34,7 @@ def create(ref: str | os.PathLike[str] | Mapping[str, Any], *, seed: int = 0, **
     from zoo.models.unified import ModelSpec
 
     changes = {path.replace("__", "."): value for path, value in overrides.items()}
-    spec = parse(ModelSpec, override(plain_spec(ref), changes))
+    spec = parse(ModelSpec, override(plain_spec(ref), changes, ModelSpec))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return spec.build()  # type: ignore[return-value]

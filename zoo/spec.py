@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -179,16 +179,44 @@ def dump(spec: Any) -> Any:
     return spec
 
 
-def override(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> Plain:
+def override(plain: Mapping[str, Any], changes: Mapping[str, Any], of: type | None = None) -> Plain:
     """A plain description with values exchanged by dotted path: {"backbone.dim": 64, "backbone.layers.0.repeat": 2}.
 
     A mapping given for an existing mapping is merged unless it names another `type`. A path through something
-    that does not exist is a SpecError with the near miss.
+    that does not exist is a SpecError with the near miss; given the spec class or socket that the description is `of`,
+    a part that it leaves to its default does exist.
     """
     result: Plain = _copy(plain)
     for path, value in changes.items():
-        _set(result, path.split("."), value, path)
+        keys = path.split(".")
+        if of is not None:
+            _write_default(result, keys[:-1], of)
+        _set(result, keys, value, path)
     return result
+
+
+def _write_default(plain: Plain, keys: Sequence[str], of: type) -> None:
+    """Writes out the default of the first part along a path that the description leaves to it, if it does."""
+    node: Any = plain
+    for depth, key in enumerate(keys):
+        if isinstance(node, dict) and key not in node:
+            try:
+                full: Any = dump(parse(of, plain))
+            except SpecError:  # its own words come when all is overridden and parsed
+                return
+            for part in keys[: depth + 1]:
+                full = _below(full, part)
+            if isinstance(full, dict):
+                node[key] = full
+            return
+        node = _below(node, key)
+
+
+def _below(node: Any, key: str) -> Any:
+    """What lies under a key or index, None where nothing does."""
+    if isinstance(node, list):
+        return node[int(key)] if key.isdigit() and int(key) < len(node) else None
+    return node.get(key) if isinstance(node, dict) else None
 
 
 def _copy(value: Any) -> Any:

@@ -171,6 +171,19 @@ def test_override_exchanges_by_dotted_path_and_leaves_the_original_alone() -> No
     assert changed["layers"][1]["block"]["ffn"]["router"] == {"type": "top_p", "p": 0.9, "gate": {"jitter": "1e-2"}}
 
 
+def test_override_reaches_into_a_part_left_to_its_default() -> None:
+    router = "layers.1.block.ffn.router"
+    plain = override(trunk(), {router: {"type": "top_k", "k": 3}})
+    with pytest.raises(SpecError, match="no key 'gate'"):
+        override(plain, {f"{router}.gate.jitter": 0.1})
+    changed = override(plain, {f"{router}.gate.jitter": 0.1, "rope.theta": 5.0}, BackboneSpec)
+    assert changed["layers"][1]["block"]["ffn"]["router"]["gate"]["jitter"] == 0.1
+    assert parse(BackboneSpec, changed).layers[1].block.ffn.router.gate.jitter == 0.1
+    for path, message in ((f"{router}.gat.jitter", "no key 'gat'"), (f"{router}.gate.no.jitter", "no key 'no'")):
+        with pytest.raises(SpecError, match=message):
+            override(plain, {path: 0.1}, BackboneSpec)
+
+
 def test_override_with_another_type_replaces_the_part() -> None:
     changed = override(trunk(), {"layers.1.block.ffn.router": {"type": "top_k", "k": 3}})
     assert changed["layers"][1]["block"]["ffn"]["router"] == {"type": "top_k", "k": 3}
