@@ -7,12 +7,22 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from modalities.text.tokenizer_files import CHATS, SETTINGS, TokenizerFiles, read_json
 
 Message = Mapping[str, Any]
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which the thoughts in a message go
+
+
+class ChatKeys(TypedDict, total=False):
+    """The settings of `ChatTemplate.render` as keyword arguments."""
+
+    add_generation_prompt: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    name: str | None
+    variables: Mapping[str, Any] | None
 
 
 class ChatTemplate:

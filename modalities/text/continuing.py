@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,13 @@ from modalities.text.tokenizer import Tokenizer
 from modalities.text.writer import CONTEXT, Writer
 
 DEFAULT = Sampling()
+
+
+class Drawing(TypedDict, total=False):
+    """What `Continuing.extend` is told beside the sampling, as keyword arguments."""
+
+    generator: torch.Generator | None
+    prefill_chunk: int | None
 
 
 class Continuing(Modality):
@@ -74,49 +82,25 @@ class Continuing(Modality):
         return continued(self, step, given, sampling, generator, writers, prefill_chunk)
 
     def stream(
-        self,
-        step: Step,
-        prompt: str | Sequence[str] = "",
-        sampling: Sampling = DEFAULT,
-        *,
-        generator: torch.Generator | None = None,
-        prefill_chunk: int | None = None,
+        self, step: Step, prompt: str | Sequence[str] = "", sampling: Sampling = DEFAULT, **how: Unpack[Drawing]
     ) -> Iterator[Tensor]:
         """As `extend`, after one text or several."""
         given = self.prompt([prompt] if isinstance(prompt, str) else list(prompt))
-        return self.extend(step, given, sampling, generator=generator, prefill_chunk=prefill_chunk)
+        return self.extend(step, given, sampling, **how)
 
     def sample(
-        self,
-        step: Step,
-        prompt: str | Sequence[str] = "",
-        sampling: Sampling = DEFAULT,
-        *,
-        generator: torch.Generator | None = None,
-        prefill_chunk: int | None = None,
+        self, step: Step, prompt: str | Sequence[str] = "", sampling: Sampling = DEFAULT, **how: Unpack[Drawing]
     ) -> Tensor:
         """New ids [B, n], pad behind the end of a row; `texts` turns them into strings. Settings as in `extend`."""
-        drawn = self.stream(step, prompt, sampling, generator=generator, prefill_chunk=prefill_chunk)
-        return torch.stack(list(drawn), dim=1)
+        return torch.stack(list(self.stream(step, prompt, sampling, **how)), dim=1)
 
-    def write(
-        self,
-        step: Step,
-        given: Batch,
-        sampling: Sampling,
-        *,
-        generator: torch.Generator | None = None,
-        prefill_chunk: int | None = None,
-    ) -> Iterator[list[str]]:
+    def write(self, step: Step, given: Batch, sampling: Sampling, **how: Unpack[Drawing]) -> Iterator[list[str]]:
         """Yields what has been added to each row's text, whole characters only, "" where nothing is certain yet.
 
         The pieces of a row are its text up to the end or stop text. Settings as in `extend`.
         """
         writers = self.writers(given, sampling)
-        drawn = self.extend(
-            step, given, sampling, generator=generator, writers=writers, prefill_chunk=prefill_chunk
-        )  # fmt: skip
-        for _ in drawn:
+        for _ in self.extend(step, given, sampling, writers=writers, **how):
             yield [writer.take() for writer in writers]
         yield [writer.finish() for writer in writers]
 

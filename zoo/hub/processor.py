@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 from torch import nn
 
 from modalities.base import Batch, Modality, Raw
-from modalities.text.chat import ChatTemplate, Message
+from modalities.text.chat import ChatKeys, ChatTemplate, Message
 from zoo import registry
 from zoo.hub import config, skeleton, tensors
 from zoo.hub.conversion import checkpoint
@@ -40,28 +40,16 @@ class Processor:
         """The text modality's tokenizer. Raises ValueError where the model has none."""
         return self._text("tokenizer").tokenizer
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        name: str | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
+    def chat(self, messages: Sequence[Message], **keys: Unpack[ChatKeys]) -> str:
         """Messages as the text that the model continues with its answer, special tokens included: give it to
-        `model.generate(..., special=False)`. See ChatTemplate.render.
+        `model.generate(..., special=False)`. The settings are those of ChatTemplate.render.
 
         Raises ValueError where the model has no chat template, or it refuses the messages.
         """
         folder = self._text("chat template").folder
         if folder is None:
             raise ValueError("no chat template: the model has no folder of its own; expected one with such a file")
-        return ChatTemplate(folder).render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, documents=documents, name=name,
-            variables=variables,
-        )  # fmt: skip
+        return ChatTemplate(folder).render(messages, **keys)
 
     def __call__(self, name: str, raw: Raw | Sequence[Raw], seed: int = 0) -> Batch:
         """Raw examples of a modality (as its data yields them) to one batch, as training collates it; `seed` draws the
