@@ -52,6 +52,20 @@ def theirs(layer: nn.Module, rotary: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
+def configured(made: Any, **keys: Any) -> Any:
+    """A configuration of transformers with attention as plain operations."""
+    config = made(**keys)
+    config._attn_implementation = "eager"
+    return config
+
+
+def agree(ours: Backbone, values: dict[str, Tensor], layer: nn.Module, rotary: nn.Module) -> None:
+    """The first block with these weights answers what the decoder layer does."""
+    fill(ours.blocks[0], values)
+    x = states()
+    torch.testing.assert_close(answer(ours, x), theirs(layer, rotary, x), rtol=1e-5, atol=1e-5)
+
+
 def fill(ours: nn.Module, values: dict[str, Tensor]) -> None:
     """All parameters, and the selection bias; set equality is checked."""
     missing = ours.load_state_dict(values, strict=True)
@@ -62,14 +76,13 @@ def test_longcat_flash() -> None:
     from transformers.models.longcat_flash import modeling_longcat_flash as peer
     from transformers.models.longcat_flash.configuration_longcat_flash import LongcatFlashConfig
 
-    made: Any = LongcatFlashConfig
-    config = made(
+    config = configured(
+        LongcatFlashConfig,
         hidden_size=DIM, num_layers=1, num_attention_heads=2, num_key_value_heads=2, ffn_hidden_size=20,
         expert_ffn_hidden_size=12, q_lora_rank=8, kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6,
         head_dim=4, moe_topk=3, n_routed_experts=5, zero_expert_num=3, routed_scaling_factor=2.5, rms_norm_eps=1e-5,
         vocab_size=10,
     )  # fmt: skip
-    config._attn_implementation = "eager"
     layer = drawn(peer.LongcatFlashDecoderLayer(config, 0))
     latent = {"type": "latent", "heads": 2, "q_rank": 8, "kv_rank": 6, "nope_dim": 4, "rope_dim": 4, "value_dim": 6}
     moe = {
@@ -98,22 +111,18 @@ def test_longcat_flash() -> None:
         values[f"dense_norm.{i}.weight"] = state[f"post_attention_layernorm.{i}.weight"]
         gate_up = [state[f"mlps.{i}.{name}_proj.weight"] for name in ("gate", "up")]
         values |= {f"dense.{i}.gate_up": torch.cat(gate_up), f"dense.{i}.down": state[f"mlps.{i}.down_proj.weight"]}
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.LongcatFlashRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    agree(ours, values, layer, peer.LongcatFlashRotaryEmbedding(config))
 
 
 def test_jetmoe() -> None:
     from transformers.models.jetmoe import modeling_jetmoe as peer
     from transformers.models.jetmoe.configuration_jetmoe import JetMoeConfig
 
-    made: Any = JetMoeConfig
-    config = made(
+    config = configured(
+        JetMoeConfig,
         hidden_size=DIM, num_hidden_layers=1, num_key_value_heads=2, kv_channels=6, intermediate_size=10,
         num_local_experts=4, num_experts_per_tok=2, vocab_size=10,
     )  # fmt: skip
-    config._attn_implementation = "eager"
     layer = drawn(peer.JetMoeDecoderLayer(config, 0))
     router = {"type": "top_k", "k": 2}
     ffn = {"type": "moe", "routed": 4, "experts": {"type": "swiglu", "hidden": 10}, "router": router, "out_bias": True}
@@ -141,10 +150,7 @@ def test_jetmoe() -> None:
         "ffn.experts.down": state["mlp.output_linear.weight"],
         "ffn.out_bias": state["mlp.bias"],
     }
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.JetMoeRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    agree(ours, values, layer, peer.JetMoeRotaryEmbedding(config))
 
 
 def _attention(state: dict[str, Tensor], norms: bool = False) -> dict[str, Tensor]:
@@ -152,6 +158,19 @@ def _attention(state: dict[str, Tensor], norms: bool = False) -> dict[str, Tenso
     if norms:
         found |= {f"attention.{n}_norm.weight": state[f"self_attn.{n}_norm.weight"] for n in ("q", "k")}
     return found
+
+
+def _pre_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    return {f"{ours}.weight": state[f"{peers}.weight"] for ours, peers in names.items()}
+
+
+def _routed(state: dict[str, Tensor], gate: str = "gate") -> dict[str, Tensor]:
+    return {
+        "ffn.router.gate.weight": state[f"mlp.{gate}.weight"],
+        "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
+        "ffn.experts.down": state["mlp.experts.down_proj"],
+    }
 
 
 SMALL: Plain = {
@@ -168,9 +187,7 @@ def test_flex_olmo() -> None:
     from transformers.models.flex_olmo import modeling_flex_olmo as peer
     from transformers.models.flex_olmo.configuration_flex_olmo import FlexOlmoConfig
 
-    made: Any = FlexOlmoConfig
-    config = made(**SMALL, num_experts=4, norm_topk_prob=True)
-    config._attn_implementation = "eager"
+    config = configured(FlexOlmoConfig, **SMALL, num_experts=4, norm_topk_prob=True)
     layer = drawn(peer.FlexOlmoDecoderLayer(config, 0))
     attention = {**HEADS, "qk_norm": True, "qk_norm_over": "all"}
     theta = config.rope_parameters["rope_theta"]
@@ -178,28 +195,24 @@ def test_flex_olmo() -> None:
         {"type": "sequential", "norm": "after", "attention": attention, "ffn": FFN}, rope={"theta": theta}
     )  # fmt: skip
     state = layer.state_dict()
-    values = _attention(state, norms=True) | {
-        "attention_post_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn_post_norm.weight": state["post_feedforward_layernorm.weight"],
-        "ffn.router.gate.weight": state["mlp.gate.weight"],
-        "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
-        "ffn.experts.down": state["mlp.experts.down_proj"],
-    }
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.FlexOlmoRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    values = _attention(state, norms=True) | _routed(state)
+    values["attention_post_norm.weight"] = state["post_attention_layernorm.weight"]
+    values["ffn_post_norm.weight"] = state["post_feedforward_layernorm.weight"]
+    agree(ours, values, layer, peer.FlexOlmoRotaryEmbedding(config))
 
 
 def test_granite() -> None:
     from transformers.models.granitemoeshared import modeling_granitemoeshared as peer
     from transformers.models.granitemoeshared.configuration_granitemoeshared import GraniteMoeSharedConfig
 
-    made: Any = GraniteMoeSharedConfig
-    config = made(
-        **SMALL, num_local_experts=4, shared_intermediate_size=6, residual_multiplier=0.22, attention_multiplier=0.3
+    config = configured(
+        GraniteMoeSharedConfig,
+        **SMALL,
+        num_local_experts=4,
+        shared_intermediate_size=6,
+        residual_multiplier=0.22,
+        attention_multiplier=0.3,
     )
-    config._attn_implementation = "eager"
     layer = drawn(peer.GraniteMoeSharedDecoderLayer(config, 0))
     ours = trunk(
         {
@@ -211,19 +224,18 @@ def test_granite() -> None:
     state = layer.state_dict()
     moe = "block_sparse_moe"
     found = {name: value for name, value in state.items() if name.startswith(moe)}
-    values = _attention(state) | {
-        "attention_norm.weight": state["input_layernorm.weight"],
-        "ffn_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn.router.gate.weight": found[next(n for n in found if "router" in n)],
-        "ffn.experts.gate_up": found[next(n for n in found if "gate_up" in n or "input_linear" in n)],
-        "ffn.experts.down": found[next(n for n in found if "down" in n or "output_linear" in n)],
-        "ffn.shared_experts.gate_up": state["shared_mlp.input_linear.weight"],
-        "ffn.shared_experts.down": state["shared_mlp.output_linear.weight"],
-    }
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.GraniteMoeSharedRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    values = (
+        _attention(state)
+        | _pre_norms(state)
+        | {
+            "ffn.router.gate.weight": found[next(n for n in found if "router" in n)],
+            "ffn.experts.gate_up": found[next(n for n in found if "gate_up" in n or "input_linear" in n)],
+            "ffn.experts.down": found[next(n for n in found if "down" in n or "output_linear" in n)],
+            "ffn.shared_experts.gate_up": state["shared_mlp.input_linear.weight"],
+            "ffn.shared_experts.down": state["shared_mlp.output_linear.weight"],
+        }
+    )
+    agree(ours, values, layer, peer.GraniteMoeSharedRotaryEmbedding(config))
 
 
 def test_minimax_reads_and_skips_the_normed_stream() -> None:
@@ -232,34 +244,23 @@ def test_minimax_reads_and_skips_the_normed_stream() -> None:
 
     factors = {"full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.75}
     factors |= {"mlp_alpha_factor": 1.25, "mlp_beta_factor": 0.5}
-    made: Any = MiniMaxConfig
-    config = made(**SMALL, **factors, num_local_experts=4, head_dim=4, layer_types=["full_attention"] * 2)
-    config._attn_implementation = "eager"
+    config = configured(
+        MiniMaxConfig, **SMALL, **factors, num_local_experts=4, head_dim=4, layer_types=["full_attention"] * 2
+    )
     layer = drawn(peer.MiniMaxDecoderLayer(config, 0))
     block = {"type": "sequential", "norm": "stream", "skip": [1.5, 1.25], "residual": [0.75, 0.5]}
     theta = config.rope_parameters["rope_theta"]
     ours = trunk({**block, "attention": {**HEADS, "head_dim": 4}, "ffn": FFN}, rope={"theta": theta})
     state = layer.state_dict()
-    values = _attention(state) | {
-        "attention_norm.weight": state["input_layernorm.weight"],
-        "ffn_norm.weight": state["post_attention_layernorm.weight"],
-        "ffn.router.gate.weight": state["mlp.gate.weight"],
-        "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
-        "ffn.experts.down": state["mlp.experts.down_proj"],
-    }
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.MiniMaxRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    values = _attention(state) | _pre_norms(state) | _routed(state)
+    agree(ours, values, layer, peer.MiniMaxRotaryEmbedding(config))
 
 
 def test_phimoe_has_layer_norms() -> None:
     from transformers.models.phimoe import modeling_phimoe as peer
     from transformers.models.phimoe.configuration_phimoe import PhimoeConfig
 
-    made: Any = PhimoeConfig
-    config = made(**SMALL, num_local_experts=4, attention_bias=True, router_jitter_noise=0.2)
-    config._attn_implementation = "eager"
+    config = configured(PhimoeConfig, **SMALL, num_local_experts=4, attention_bias=True, router_jitter_noise=0.2)
     layer = drawn(peer.PhimoeDecoderLayer(config, 0))
     ours = trunk(
         {
@@ -275,15 +276,8 @@ def test_phimoe_has_layer_norms() -> None:
     }
     for name, peers in (("attention_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
         values |= {f"{name}.{part}": state[f"{peers}.{part}"] for part in ("weight", "bias")}
-    values |= {
-        "ffn.router.gate.weight": state["mlp.router.weight"],
-        "ffn.experts.gate_up": state["mlp.experts.gate_up_proj"],
-        "ffn.experts.down": state["mlp.experts.down_proj"],
-    }
-    fill(ours.blocks[0], values)
-    x = states()
-    expected = theirs(layer, peer.PhimoeRotaryEmbedding(config), x)
-    torch.testing.assert_close(answer(ours, x), expected, rtol=1e-5, atol=1e-5)
+    values |= _routed(state, "router")
+    agree(ours, values, layer, peer.PhimoeRotaryEmbedding(config))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -293,8 +287,9 @@ def test_minimax_lightning_attention(index: int, block: int) -> None:
     from transformers.models.minimax import modeling_minimax as peer
     from transformers.models.minimax.configuration_minimax import MiniMaxConfig
 
-    made: Any = MiniMaxConfig
-    config = made(**SMALL, num_local_experts=4, head_dim=6, block_size=4, layer_types=["linear_attention"] * 2)
+    config = configured(
+        MiniMaxConfig, **SMALL, num_local_experts=4, head_dim=6, block_size=4, layer_types=["linear_attention"] * 2
+    )
     config.num_hidden_layers = 3
     layer = drawn(peer.MiniMaxLightningAttention(config, index))
     lightning = {"type": "lightning", "heads": 4, "head_dim": 6, "depth": 3, "block": block}
