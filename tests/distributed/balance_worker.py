@@ -55,6 +55,39 @@ def optimiser_step(case: Any, rank: int | None) -> dict[str, Any]:
     return {"loss": reduce(total.detach()), "gradients": found, "bias": layer.router.bias}
 
 
+def accumulated(rank: int | None) -> dict[str, Any]:
+    """scope: global over two micro-batches: the counts that the last one sees and its loss, summed over ranks. One
+    process counts all rows and has the loss of the last micro-batches' ones."""
+    import torch
+    import torch.distributed as dist
+
+    from zoo.laws.cases import context, flat
+    from zoo.laws.probe import record_of, take
+    from zoo.moe.balance.step import BalanceStep
+
+    def reduce(values: torch.Tensor) -> torch.Tensor:
+        if rank is not None:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    case = next(case for case in cases() if any(getattr(r, "scope", "") == "global" for r in case.spec.balance))
+    layer, tokens = case.layer(), case.tokens(6, 6)
+    every, late = slice(0, 6), slice(3, 6)  # both ranks' last micro-batches are rows 3 and 4, 5
+    micros = {None: [every, late], 0: [slice(0, 1), slice(3, 4)], 1: [slice(1, 3), slice(4, 6)]}[rank]
+    step, record = BalanceStep([layer], reduce), None
+    for rows in micros:
+        part = take(tokens, rows)
+        ctx = context(part)
+        out = layer(flat(part), ctx)
+        record = record_of(out.routing, out.stats, ctx)
+        if rank is not None or rows == every:  # one process counts the whole batch at once
+            step.add([record])
+    assert record is not None
+    loss = sum(step.losses([record], 0).values(), torch.zeros(()))
+    return {"counts": step.counts[0].pack(), "loss": reduce(loss.detach())}
+
+
 def cases() -> list[Any]:
     """Layers whose promise reaches beyond one micro-batch: no batch-wide part, no rule of scope micro."""
     from zoo.laws.cases import LayerCase
@@ -75,6 +108,7 @@ def main(rank: int, port: int, folder: Path) -> None:
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = {case.name: optimiser_step(case, rank) for case in cases()}
+    found["accumulated"] = accumulated(rank)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -55,13 +55,23 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_two_ranks_equal_one_process(worker: ModuleType, ranks: list[dict[str, Any]]) -> None:
     cases = worker.cases()
-    assert len(cases) > 50 and set(ranks[0]) == {case.name for case in cases}
+    assert len(cases) > 50 and set(ranks[0]) == {*(case.name for case in cases), "accumulated"}
     for case in cases:
         alone = worker.optimiser_step(case, None)
         for rank in ranks:
             torch.testing.assert_close(
                 rank[case.name], alone, atol=1e-7, rtol=1e-7, msg=lambda m, c=case: f"{c.name}: {m}"
             )
+
+
+def test_counts_over_ranks_and_micro_batches_are_those_of_the_whole_batch(
+    worker: ModuleType, ranks: list[dict[str, Any]]
+) -> None:
+    """scope: global at the last micro-batch of each rank."""
+    alone = worker.accumulated(None)
+    for rank in ranks:
+        torch.testing.assert_close(rank["accumulated"]["counts"], alone["counts"], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(rank["accumulated"]["loss"], alone["loss"], atol=1e-7, rtol=1e-7)
 
 
 def test_a_mean_over_unequal_ranks_would_be_wrong(worker: ModuleType) -> None:

@@ -100,6 +100,22 @@ def test_impossible_widths_and_deviations_are_refused(tiny: Any, keys: dict[str,
         tiny.module(**keys)
 
 
+@pytest.mark.parametrize(("eps", "share"), [(1e-16, 1.0), (1e-8, 1e-4)])
+def test_a_small_epsilon_moves_weights_whose_gradients_are_small(tiny: Any, eps: float, share: float) -> None:
+    """LongCat-Flash's 1e-16: at a gradient of 1e-12 the usual 1e-8 takes away all but a ten-thousandth of the step."""
+    module = tiny.module(eps=eps)
+    built = optimiser.build(
+        module.model, lr=1.0, betas=(0.9, 0.95), eps=module.hparams["eps"], weight_decay=0.0, embeddings=False
+    )
+    before = {name: p.detach().double() for name, p in module.model.named_parameters()}
+    for parameter in module.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-12)
+    built.step()
+    for name, parameter in module.model.named_parameters():
+        moved = before[name] - parameter.detach().double()
+        torch.testing.assert_close(moved, torch.full_like(moved, share), atol=1e-6, rtol=2e-3)
+
+
 def test_cosine_warms_up_and_ends_at_its_floor() -> None:
     schedule = Schedule(kind="cosine", warmup=10, floor=0.1)
     assert schedule.factor(0, 110) == pytest.approx(0.1)

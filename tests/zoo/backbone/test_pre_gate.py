@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import zoo
 from modalities.base import Tokens
 from zoo.inference.lookahead import lookahead
 from zoo.models.unified import ModelSpec, Unified
+from zoo.moe.routing import RoutingContext
 from zoo.spec import SpecError, dump, parse
 
 TRUNK = {
@@ -58,6 +60,21 @@ def test_a_token_has_the_same_expert_in_all_layers_and_weighs_one(model: Unified
     for routing in routings:
         assert torch.equal(routing.expert, routings[0].expert) and torch.equal(routing.raw, routings[0].raw)
         assert bool((routing.gate == 1).all())
+
+
+def test_equal_experts_under_weight_one_are_the_dense_network(model: Unified) -> None:
+    """All masks one and gate 1: the mixture is the network its experts are copies of, wherever it sends a token."""
+    layer = copy.deepcopy(model).double().moe_layers()[0]
+    with torch.no_grad():
+        for parameter in layer.experts.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter))
+    x = torch.randn(24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ctx = RoutingContext(shape=(2, 12), mask=torch.ones(24, dtype=torch.bool), ids=text().flatten())
+    out = layer(x, ctx)
+    assert len(out.routing.expert.unique()) > 1
+    gate_up, down = layer.experts.gate_up[0], layer.experts.down[0]  # type: ignore[index]
+    gate, up = (x @ gate_up.T).chunk(2, dim=-1)
+    torch.testing.assert_close(out.y, (torch.nn.functional.silu(gate) * up) @ down.T, atol=1e-12, rtol=0)
 
 
 def test_the_pre_gate_is_held_and_counted_once(model: Unified) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.moe.dispatch.local import LocalDispatch
 from zoo.moe.policies.capacity import CapacitySpec
 from zoo.moe.pool import Pool
 from zoo.moe.routers.top_k import TopKSpec
@@ -36,6 +37,40 @@ def test_the_published_unit_test(priority: Any, expected: set[tuple[int, int]], 
     """Top-2 of four tokens at capacity 2, dropping by probability or by position."""
     policy = CapacitySpec(factor=1.0, minimum=1, priority=priority)
     assert pairs(drop(policy, LOGITS, k=2, router={"normalize": "selected"})[1]) == expected
+
+
+def test_places_in_the_buffers_of_the_published_unit_test(drop: Drop) -> None:
+    """Its (token, expert, slot), and the dense mask of that form gathers and combines what our rows do."""
+    policy = CapacitySpec(factor=1.0, minimum=1)
+    routing = drop(policy, LOGITS, k=2, router={"normalize": "selected"})[1]
+    expected = [(0, 1, 0), (1, 0, 0), (1, 1, 1), (2, 2, 0), (2, 3, 0), (3, 2, 1), (3, 3, 1)]
+    dispatch, x = (
+        LocalDispatch(Pool(routed=4)),
+        torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
+    rows = dispatch.gather(x, routing)
+    expert = torch.arange(4).repeat_interleave(rows.counts)
+    slot = torch.cat([torch.arange(int(count)) for count in rows.counts])
+    count = int(rows.counts.sum())
+    assert sorted(zip(rows.token[:count].tolist(), expert.tolist(), slot.tolist(), strict=True)) == expected
+    mask = torch.zeros(4, 4, 2, dtype=torch.float64)
+    for (token, e, place), gate in zip(expected, [g for _, g in by_pair(routing)], strict=True):
+        mask[token, e, place] = gate
+    buffers = torch.einsum("sec,sm->ecm", (mask > 0).double(), x)
+    torch.testing.assert_close(rows.x[:count], buffers[expert, slot])
+    combined = dispatch.combine(rows.x * rows.gate[:, None], rows, 4)
+    torch.testing.assert_close(combined, torch.einsum("sec,ecm->sm", mask, buffers))
+
+
+def by_pair(routing: Routing) -> list[tuple[tuple[int, int], float]]:
+    """((token, expert), weight), in order."""
+    found = zip(routing.expert.tolist(), routing.gate.tolist(), strict=True)
+    return sorted(
+        ((token, e), gate)
+        for token, (row, gates) in enumerate(found)
+        for e, gate in zip(row, gates, strict=True)
+        if e < routing.experts
+    )
 
 
 def test_second_choices_come_after_all_first_ones(drop: Drop) -> None:
