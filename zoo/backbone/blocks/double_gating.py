@@ -64,7 +64,9 @@ class DoubleGatingSpec(BlockSpec):
         once, router = self.moe.cost(dim), self.moe.router.cost(dim, self.moe.pool)
         kept = null_cost(dim, self.moe.pool).active + (dim if self.moe.out_bias else 0)
         kept += self.moe.shared.cost(dim).active if self.moe.shared else 0
-        return layers + Cost(once.total + router.total, 2 * once.active - kept, 2 * once.flops)
+        total = once.total + router.total
+        active = min(2 * once.active - kept, total)  # both choices may fall on the same experts
+        return layers + Cost(total, active, 2 * once.flops)
 
     def mixtures(self) -> tuple[tuple[str, MoESpec], ...]:
         return super().mixtures() * 2
