@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,4 +55,5 @@ class Carry:
 
     def add(self, record: LayerRecord) -> Carry:
         """With a layer's record appended and its routing's carry merged."""
-        return replace(self, values={**self.values, **record.routing.carry}, records=(*self.records, record))
+        handed = record.routing.carry
+        return Carry(values={**self.values, **handed} if handed else self.values, records=(*self.records, record))

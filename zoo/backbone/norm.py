@@ -18,6 +18,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__(dim, eps=eps)
+        self.epsilon = eps
         # no buffers: they are no state of the module; one of x's own dtype spares a cast
         self.floor = {dtype: torch.tensor(eps, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
@@ -31,8 +32,12 @@ class RMSNorm(nn.RMSNorm):
 
     def _in_place(self, x: Tensor) -> Tensor:
         """The same without a graph, in one new tensor of x's size and few calls; torch's own takes several and many."""
+        width = x.shape[-1]
+        if x.numel() == width:  # one token being decoded: its factor is a number
+            row = x.reshape(width)
+            return torch.mul(x, self.weight).mul_((torch.dot(row, row).item() / width + self.epsilon) ** -0.5)
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        factor = torch.addcmul(self.floor[x.dtype], size, size, value=1 / x.shape[-1]).rsqrt_()
+        factor = torch.addcmul(self.floor[x.dtype], size, size, value=1 / width).rsqrt_()
         return torch.mul(x, self.weight).mul_(factor)
 
 

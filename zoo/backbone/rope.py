@@ -77,9 +77,13 @@ class Rotation:
         turned = self.cos.shape[-1]
         rows = x.transpose(1, 2)  # as linear maps leave them
         part = rows if x.shape[-1] == turned else rows[..., :turned]
-        wide = part.to(torch.promote_types(part.dtype, self.cos.dtype))
+        cos, same = self.cos, x.dtype == self.cos.dtype
+        if not same:
+            part = part.to(torch.promote_types(x.dtype, cos.dtype))
+            cos = cos.to(part.dtype)
         # one new tensor only: pages of fresh memory cost more than the products
-        out = self._partner(wide).mul_(self.sin).addcmul_(wide, self.cos.to(wide.dtype)).to(x.dtype)
+        out = self._partner(part).mul_(self.sin).addcmul_(part, cos)
+        out = out if same else out.to(x.dtype)
         out = out if x.shape[-1] == turned else torch.cat([out, rows[..., turned:]], dim=-1)
         return out.transpose(1, 2)
 
