@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from zoo.commands.outputs import PRECISIONS, REF, REMOTE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
+    from torch import Tensor
 
     from zoo.models.unified import Unified
 
@@ -69,10 +72,9 @@ def convert_options(p: ArgumentParser) -> None:
 
 
 def run_convert(a: Namespace) -> None:
-    """`zoo convert`: the folder."""
+    """`zoo convert`: the folder. A public checkpoint is never held whole."""
     from zoo.hub.conversion.export import export
     from zoo.hub.folder import check_target
-    from zoo.hub.weights import cast as in_precision
     from zoo.hub.weights import save
 
     target: Any = a.to or ("zoo" if a.source.endswith(TRAINED) else None)
@@ -84,13 +86,13 @@ def run_convert(a: Namespace) -> None:
     check_target(a.folder.expanduser(), a.overwrite)
     dtype = precision(a.dtype)
     if a.dry_run:
-        model = read_source(a.source, "meta", a.ignore_remote_code)
-        print(planned(model, a.folder, target, a.family, dtype, a.max_shard_size))
+        model, _ = read_source(a.source, a.ignore_remote_code)
+        print(planned(model.to("meta"), a.folder, target, a.family, dtype, a.max_shard_size))
         return
-    model = read_source(a.source, ignore_remote_code=a.ignore_remote_code)
-    more = {"max_shard_size": a.max_shard_size, "overwrite": a.overwrite}
+    model, values = read_source(a.source, a.ignore_remote_code, dtype if target == "zoo" else None)
+    more = {"max_shard_size": a.max_shard_size, "overwrite": a.overwrite, "values": values}
     if target == "zoo":
-        print(save(in_precision(model, dtype), a.folder, **more))
+        print(save(model, a.folder, **more))
     else:
         print(export(model, a.folder, format=target, family=a.family, dtype=dtype, **more))
 
@@ -136,15 +138,27 @@ def check_apart(source: str, folder: Path) -> None:
         raise ValueError(f"{folder}: SRC lies inside it; choose another folder as DST")
 
 
-def read_source(source: str, device: str = "cpu", ignore_remote_code: bool = False) -> Unified:
-    """The model of a reference or of a training checkpoint. On the device "meta" it has no memory."""
+def read_source(
+    source: str, ignore_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Unified, Mapping[str, Tensor] | None]:
+    """The model of a reference or of a training checkpoint. That of a public checkpoint has no memory: its weights are
+    read one by one out of the mapping. That of our own format is mapped."""
+    from zoo.hub import config
+    from zoo.hub.conversion import checkpoint
+    from zoo.hub.conversion.lazy import OnDisk
+    from zoo.hub.weights import cast as in_precision
+    from zoo.hub.weights import load, locate
+
     if Path(source).expanduser().is_file() or source.endswith(TRAINED):
         from zoo.hub.convert import read_checkpoint
 
-        return read_checkpoint(source).to(device)
-    from zoo.hub.weights import load
-
-    return load(source, device=device, ignore_remote_code=ignore_remote_code)
+        return in_precision(read_checkpoint(source), dtype), None
+    folder = locate(source)
+    content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
+    if not config.is_foreign(content):
+        return load(source, dtype=dtype), None
+    model = load(source, dtype=dtype, device="meta", ignore_remote_code=ignore_remote_code)
+    return model, OnDisk(checkpoint.plan(folder, content), dtype)
 
 
 def planned(

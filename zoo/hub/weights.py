@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modalities.text.module import Text
 from modalities.text.tokenizer_files import TEXT_FILES
@@ -30,22 +31,24 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | None = None,
     card: CardFields | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a model's folder: config.json (its spec), model.safetensors (or shards and an index), README.md, and the
     tokenizer and generation files of the folder it was loaded from.
 
     Written beside and renamed, so a kill or a full disk leaves what stood there before. max_shard_size is the size in
-    bytes above which a further file is begun; card is what a person knows of the model.
+    bytes above which a further file is begun; card is what a person knows of the model; values are the weights of a
+    model without memory, asked for one by one.
     Raises FileExistsError where the folder holds something and `overwrite` is off, or holds anything but a saved model.
     """
     folder, fields = Path(folder).expanduser(), card or CardFields()
     check_target(folder, overwrite)
     model = files.bare(model)
     plain, written = dump(model.spec), dump(fields)
-    state = files.state_of(model)
+    state = files.state_of(model) if values is None else values
     with replacing(folder) as beside:
         config.write(beside / "config.json", plain, written, getattr(model, "origin", None))
-        files.write_tensors(beside, state, lambda name: state[name].cpu().contiguous(), max_shard_size)
+        files.write_tensors(beside, model.state_dict(), lambda name: state[name].cpu().contiguous(), max_shard_size)
         files.write_beside(beside, folder.absolute().name, model, fields)
     return folder
 

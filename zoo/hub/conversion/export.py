@@ -47,19 +47,21 @@ def export(
     max_shard_size: int | None = None,
     family: str | None = None,
     overwrite: bool = False,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a language model as the public family it is: config.json, safetensors, tokenizer files, a README card.
 
     The family it was loaded from comes first, then any whose fields read back to the same model; `family` asks for one.
     `hf` writes the names that are on the hub; `hf-stacked` those that transformers 5 gives stacked experts. dtype is
-    that of the weights where None; routers are never narrowed. Files hold max_shard_size bytes at most (5e9). Written
-    beside and renamed. Raises ExportError saying why no family fits, and FileExistsError as zoo.save does.
+    that of the weights where None; routers are never narrowed. Files hold max_shard_size bytes at most (5e9). values
+    are the weights of a model without memory, asked for one by one. Written beside and renamed. Raises ExportError
+    saying why no family fits, and FileExistsError as zoo.save does.
     """
     folder = Path(folder).expanduser()
     check_target(folder, overwrite)
     model = files.bare(model)
     ready = prepare(model, format=format, dtype=dtype, family=family)
-    state = files.state_of(model)
+    state = files.state_of(model) if values is None else values
 
     def value(name: str) -> Tensor:
         return together(ready.pieces[name], state).to("cpu", ready.forms[name].dtype).contiguous()

@@ -26,6 +26,7 @@ def moe(fields: Fields) -> Plain:
     """The MoE layer: weights of the softmax over all experts, whose choice a bias corrects. A router with a bias of its
     map is refused: the publisher's code and transformers hold one and leave it out, other libraries add it."""
     fields.only("router_bias", False)
+    fields.only("router_dtype", "float32")  # routers compute in it here
     fields.only("norm_topk_prob", False)
     fields.only("zero_expert_type", "identity")
     router = {
