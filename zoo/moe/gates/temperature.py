@@ -21,7 +21,9 @@ class TemperatureSpec:
     end    where a schedule ends, at most start; null for no schedule
     steps  optimiser steps from start to end; it stays there, also where the step is not known
     curve  exponential (start (end / start)^(step / steps)) or linear, as EvoMoE's code (arXiv 2112.14397)
-    learn  a parameter: tau = floor + softplus(rho)
+    learn  a parameter: tau = floor + softplus(rate rho)
+    rate   how many times as far a step of Adam, whose size knows no scale, moves a learned temperature: in place of a
+           learning rate of its own
     floor  what a learned temperature stays above
     """
 
@@ -30,6 +32,7 @@ class TemperatureSpec:
     steps: int = 1000
     curve: Literal["exponential", "linear"] = "exponential"
     learn: bool = False
+    rate: float = 1.0
     floor: float = 0.05
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class TemperatureSpec:
             raise ValueError(f"steps: got {self.steps}, expected 1 or more")
         if self.learn and self.end is not None:
             raise ValueError("learn: a scheduled temperature is not learned; expected end: null, or learn: false")
+        if self.rate <= 0:
+            raise ValueError(f"rate: got {self.rate}, expected more than 0")
         if self.learn and not 0 <= self.floor < self.start:
             raise ValueError(f"floor: got {self.floor}, expected 0 or more and less than start = {self.start}")
 
@@ -61,13 +66,13 @@ class Temperature(Precise):
     def reset_parameters(self) -> None:
         """Back to the start."""
         if self.rho is not None:
-            nn.init.constant_(self.rho, math.log(math.expm1(self.spec.start - self.spec.floor)))
+            nn.init.constant_(self.rho, math.log(math.expm1(self.spec.start - self.spec.floor)) / self.spec.rate)
 
     def forward(self, step: Tensor | None) -> Tensor | float:
         """The temperature at an optimiser step, a tensor without dimensions where it moves."""
         spec = self.spec
         if self.rho is not None:
-            return spec.floor + F.softplus(self.rho)
+            return spec.floor + F.softplus(spec.rate * self.rho)
         if spec.end is None:
             return spec.start
         if step is None:

@@ -145,6 +145,18 @@ def test_learned_temperatures_begin_at_the_start_and_stay_above_the_floor() -> N
     assert float(torch.as_tensor(tau(None)).detach()) == pytest.approx(0.05)
 
 
+def test_a_learned_temperature_has_a_pace_of_its_own() -> None:
+    moved = []
+    for rate in (1.0, 0.1):
+        tau = TemperatureSpec(start=1.0, learn=True, rate=rate).build().double()
+        assert float(torch.as_tensor(tau(None)).detach()) == pytest.approx(1.0)
+        adam = torch.optim.AdamW(tau.parameters(), lr=1e-3, weight_decay=0.0)
+        torch.as_tensor(tau(None)).backward()
+        adam.step()
+        moved.append(1.0 - float(torch.as_tensor(tau(None)).detach()))
+    assert moved[0] > 0 and moved[1] == pytest.approx(moved[0] / 10, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
@@ -153,6 +165,7 @@ def test_learned_temperatures_begin_at_the_start_and_stay_above_the_floor() -> N
         ({"end": 0.0}, r"temperature\.end: got 0\.0"),
         ({"steps": 0}, r"temperature\.steps: got 0"),
         ({"end": 0.5, "learn": True}, r"temperature\.learn: a scheduled temperature"),
+        ({"learn": True, "rate": 0.0}, r"temperature\.rate: got 0\.0"),
         ({"learn": True, "floor": 1.0}, r"temperature\.floor: got 1\.0"),
     ],
 )
