@@ -1,8 +1,9 @@
 """Tiny random models of transformers beside what we make of their files.
 
 A file in tests/parity/families names a family: BASE holds the fields of a tiny model beyond TINY (`...` takes one of
-those away), VARIANTS maps a name to the fields that differ. It may define `unused(name, fields)` for tensors that a
-peer saves without ever reading them, and `complete(folder)`, which adds what a peer does not open a folder without.
+those away), after those of the family LIKE where it names one; VARIANTS maps a name to the fields that differ. It may
+define `unused(name, fields)` for tensors that a peer saves without ever reading them, and `complete(folder)`, which
+adds what a peer does not open a folder without.
 """
 
 from __future__ import annotations
@@ -67,14 +68,21 @@ class Pair:
     padded: Tensor
 
 
+def table_of(family: str) -> ModuleType:
+    """The file of a family."""
+    found = importlib.util.spec_from_file_location(f"parity_{family}", HERE / f"{family}.py")
+    assert found is not None and found.loader is not None
+    table = importlib.util.module_from_spec(found)
+    found.loader.exec_module(table)
+    return table
+
+
 def cases() -> Iterator[Case]:
-    for path in sorted(HERE.glob("*.py")):
-        found = importlib.util.spec_from_file_location(f"parity_{path.stem}", path)
-        assert found is not None and found.loader is not None
-        table = importlib.util.module_from_spec(found)
-        found.loader.exec_module(table)
+    for family in sorted(path.stem for path in HERE.glob("*.py")):
+        table = table_of(family)
+        like = table_of(table.LIKE).BASE if hasattr(table, "LIKE") else {}
         for name, fields in table.VARIANTS.items():
-            yield Case(path.stem, name, {**TINY, **table.BASE, **fields}, table)
+            yield Case(family, name, {**TINY, **like, **table.BASE, **fields}, table)
 
 
 @pytest.fixture(scope="session")

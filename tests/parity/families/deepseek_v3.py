@@ -1,19 +1,7 @@
 """DeepSeek-V3: latent attention, groups of experts, dense layers first, a bias that only chooses."""
 
-BASE: dict = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 6,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 3,
-    "n_group": 4,
-    "topk_group": 2,
-    "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
-}
+LIKE = "deepseek_v2"
+BASE: dict = {"n_group": 4, "topk_group": 2}
 VARIANTS = {
     "plain": {},
     "halves": {"rope_interleave": False, "q_lora_rank": None, "norm_topk_prob": False, "n_shared_experts": 2},

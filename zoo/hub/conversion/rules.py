@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from zoo.hub.conversion.family import FUSED
@@ -30,6 +30,21 @@ def blocks(model: Language) -> Iterator[tuple[str, str, Plain]]:
     """(theirs, ours, the block's mapping) for every block."""
     for i, block in enumerate(model.blocks):
         yield f"model.layers.{i}", f"backbone.blocks.{i}", block
+
+
+def decoder(model: Language, network: Callable[[str, str, Plain], Iterator[Piece]]) -> Iterator[Piece]:
+    """A model of blocks of grouped-query attention with norms before the branches; network(block of theirs, our
+    feed-forward part, its mapping) gives what follows attention."""
+    yield from frame(model)
+    for theirs, ours, block in blocks(model):
+        yield from pre_norms(theirs, ours, model)
+        yield from grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
+        yield from network(theirs, f"{ours}.ffn", block["ffn"])
+
+
+def dense(theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """A block's dense SwiGLU network."""
+    yield from glu(f"{theirs}.mlp", ours, ffn["hidden"], bias=ffn["bias"])
 
 
 def linear(theirs: str, ours: str, bias: bool = False) -> Iterator[Piece]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from zoo.hub.conversion import read, rules, write
@@ -100,22 +101,21 @@ def shared_count(shared: Mapping[str, Any] | None, hidden: int) -> int:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """On the hub the selection bias stands beside the gate, in transformers 5 inside it."""
+    return rules.decoder(model, partial(network, layout))
+
+
+def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """A dense network, or experts."""
+    if ffn["type"] == "dense":
+        yield from rules.dense(theirs, ours, ffn)
+        return
     statics = "gate.moe_statics" if layout == FUSED else "moe_statics"
-    yield from rules.frame(model)
-    for theirs, ours, block in rules.blocks(model):
-        ffn = block["ffn"]
-        yield from rules.pre_norms(theirs, ours, model)
-        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        if ffn["type"] == "dense":
-            yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"], bias=ffn["bias"])
-            continue
-        routed, hidden = ffn["routed"], ffn["experts"]["hidden"]
-        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.gate.weight")
-        bias = f"{theirs}.mlp.{statics}.e_score_correction_bias"
-        yield Piece(bias, f"{ours}.ffn.router.bias", shape=(1, routed))
-        yield from rules.experts(f"{theirs}.mlp.experts", f"{ours}.ffn.experts", routed, hidden, layout)
-        if ffn["shared"] is not None:
-            yield from shared(f"{theirs}.mlp.shared_experts", f"{ours}.ffn.shared_experts", ffn["shared"])
+    routed, hidden = ffn["routed"], ffn["experts"]["hidden"]
+    yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.router.gate.weight")
+    yield Piece(f"{theirs}.mlp.{statics}.e_score_correction_bias", f"{ours}.router.bias", shape=(1, routed))
+    yield from rules.experts(f"{theirs}.mlp.experts", f"{ours}.experts", routed, hidden, layout)
+    if ffn["shared"] is not None:
+        yield from shared(f"{theirs}.mlp.shared_experts", f"{ours}.shared_experts", ffn["shared"])
 
 
 def shared(theirs: str, ours: str, spec: Mapping[str, Any]) -> Iterator[Piece]:

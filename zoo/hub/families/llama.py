@@ -33,12 +33,7 @@ def config(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """The tensors of Llama and of dense families that name theirs alike."""
-    yield from rules.frame(model)
-    for theirs, ours, block in rules.blocks(model):
-        yield from rules.pre_norms(theirs, ours, model)
-        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        ffn = block["ffn"]
-        yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"], bias=ffn["bias"])
+    return rules.decoder(model, rules.dense)
 
 
 FAMILY = Family(name="llama", architecture="LlamaForCausalLM", spec=spec, config=config, rules=pieces)

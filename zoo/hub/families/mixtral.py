@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from zoo.hub.conversion import read, rules, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
@@ -40,17 +41,15 @@ def config(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """On the hub the experts' maps are called w1 (gate), w3 (up) and w2 (down)."""
-    yield from rules.frame(model)
-    block_name = "mlp" if layout == FUSED else "block_sparse_moe"
-    for theirs, ours, block in rules.blocks(model):
-        ffn = block["ffn"]
-        yield from rules.pre_norms(theirs, ours, model)
-        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        yield Piece(f"{theirs}.{block_name}.gate.weight", f"{ours}.ffn.router.gate.weight")
-        yield from rules.experts(
-            f"{theirs}.{block_name}.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout,
-            names=("w1", "w3", "w2"),
-        )  # fmt: skip
+    return rules.decoder(model, partial(network, layout))
+
+
+def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """Router and experts."""
+    moe = f"{theirs}.mlp" if layout == FUSED else f"{theirs}.block_sparse_moe"
+    routed, hidden = ffn["routed"], ffn["experts"]["hidden"]
+    yield Piece(f"{moe}.gate.weight", f"{ours}.router.gate.weight")
+    yield from rules.experts(f"{moe}.experts", f"{ours}.experts", routed, hidden, layout, ("w1", "w3", "w2"))
 
 
 FAMILY = Family(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from zoo.hub.conversion import read, rules, write
 from zoo.hub.conversion.family import FUSED, SEPARATE, Family
@@ -58,21 +59,20 @@ def experts(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """The tensors of Qwen2-MoE, and of Qwen3-MoE, which has no shared expert."""
-    yield from rules.frame(model)
-    for theirs, ours, block in rules.blocks(model):
-        ffn = block["ffn"]
-        yield from rules.pre_norms(theirs, ours, model)
-        yield from rules.grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        if ffn["type"] == "dense":
-            yield from rules.glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"])
-            continue
-        yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.ffn.router.gate.weight")
-        yield from rules.experts(
-            f"{theirs}.mlp.experts", f"{ours}.ffn.experts", ffn["routed"], ffn["experts"]["hidden"], layout
-        )
-        if ffn["shared"] is not None:
-            yield from rules.glu(f"{theirs}.mlp.shared_expert", f"{ours}.ffn.shared_experts", ffn["shared"]["hidden"])
-            yield Piece(f"{theirs}.mlp.shared_expert_gate.weight", f"{ours}.ffn.shared_experts.gate")
+    return rules.decoder(model, partial(network, layout))
+
+
+def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """A dense network, or experts."""
+    if ffn["type"] == "dense":
+        yield from rules.dense(theirs, ours, ffn)
+        return
+    yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.router.gate.weight")
+    hidden, shared = ffn["experts"]["hidden"], ffn["shared"]
+    yield from rules.experts(f"{theirs}.mlp.experts", f"{ours}.experts", ffn["routed"], hidden, layout)
+    if shared is not None:
+        yield from rules.glu(f"{theirs}.mlp.shared_expert", f"{ours}.shared_experts", shared["hidden"])
+        yield Piece(f"{theirs}.mlp.shared_expert_gate.weight", f"{ours}.shared_experts.gate")
 
 
 FAMILY = Family(
