@@ -28,26 +28,36 @@ class CodecSpec:
         return 0
 
 
-def check_mel(rate: int, hop: int, window: int, mels: int) -> None:
-    """Raises ValueError("key: ...") where log-mel frames cannot be made so."""
-    if rate < 1000:
-        raise ValueError(f"rate: got {rate}, expected samples per second, at least 1000")
-    if hop < 1:
-        raise ValueError(f"hop: got {hop}, expected at least 1")
-    if window < 2 * hop:
-        raise ValueError(f"window: got {window}, expected at least 2 * hop = {2 * hop}")
-    if not 2 <= mels <= window // 4:
-        raise ValueError(f"mels: got {mels}, expected 2..{window // 4} (a quarter of the window)")
+@dataclass(frozen=True, kw_only=True)
+class LogMelKeys:
+    """How sound becomes log-mel frames; part of the descriptions of those that make them.
+
+    rate    samples per second (8000 or 16000 are usual)
+    hop     samples per frame
+    window  samples per analysis window (a Hann window; also the size of the Fourier transform)
+    mels    mel bands
+    """
+
+    rate: int = 8000
+    hop: int = 128
+    window: int = 400
+    mels: int = 40
+
+    def __post_init__(self) -> None:
+        if self.rate < 1000:
+            raise ValueError(f"rate: got {self.rate}, expected samples per second, at least 1000")
+        if self.hop < 1:
+            raise ValueError(f"hop: got {self.hop}, expected at least 1")
+        if self.window < 2 * self.hop:
+            raise ValueError(f"window: got {self.window}, expected at least 2 * hop = {2 * self.hop}")
+        if not 2 <= self.mels <= self.window // 4:
+            raise ValueError(f"mels: got {self.mels}, expected 2..{self.window // 4} (a quarter of the window)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogMelRVQSpec(CodecSpec):
+class LogMelRVQSpec(LogMelKeys, CodecSpec):
     """Log-mel frames, residual vector quantisation fitted by k-means, Griffin-Lim back to sound. Needs no download.
 
-    rate        samples per second (8000 or 16000 are usual)
-    hop         samples per frame
-    window      samples per analysis window (a Hann window; also the size of the Fourier transform)
-    mels        mel bands
     group       consecutive mel frames quantised as one codec frame
     codebooks   stages of the residual quantiser, codes per frame
     size        entries per codebook
@@ -57,10 +67,6 @@ class LogMelRVQSpec(CodecSpec):
     seed        seed of the fitting and of the first phases
     """
 
-    rate: int = 8000
-    hop: int = 128
-    window: int = 400
-    mels: int = 40
     group: int = 2
     codebooks: int = 4
     size: int = 128
@@ -70,12 +76,12 @@ class LogMelRVQSpec(CodecSpec):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("group", "codebooks", "iterations", "griffin"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.size < 2:
             raise ValueError(f"size: got {self.size}, expected at least 2")
-        check_mel(self.rate, self.hop, self.window, self.mels)
         if self.vectors < self.size:
             raise ValueError(f"vectors: got {self.vectors}, expected at least size = {self.size}")
 
@@ -129,9 +135,7 @@ class PretrainedCodecSpec(CodecSpec):
 class DacSpec(PretrainedCodecSpec):
     """The Descript Audio Codec of transformers.
 
-    path       a folder, or the id of a repository on the Hugging Face hub (descript/dac_16khz)
-    revision   revision on the hub
-    codebooks  how many of its codebooks are used, the coarsest first (null: all)
+    path  a folder, or the id of a repository on the Hugging Face hub (descript/dac_16khz)
     """
 
     family: ClassVar[Literal["dac", "encodec", "mimi"]] = "dac"
@@ -142,7 +146,6 @@ class EncodecSpec(PretrainedCodecSpec):
     """EnCodec of transformers.
 
     path       a folder, or the id of a repository on the Hugging Face hub (facebook/encodec_24khz)
-    revision   revision on the hub
     codebooks  how many of its codebooks are used, the coarsest first (null: all of the largest bandwidth)
     """
 
@@ -153,9 +156,7 @@ class EncodecSpec(PretrainedCodecSpec):
 class MimiSpec(PretrainedCodecSpec):
     """Mimi of transformers.
 
-    path       a folder, or the id of a repository on the Hugging Face hub (kyutai/mimi)
-    revision   revision on the hub
-    codebooks  how many of its codebooks are used, the coarsest first (null: all)
+    path  a folder, or the id of a repository on the Hugging Face hub (kyutai/mimi)
     """
 
     family: ClassVar[Literal["dac", "encodec", "mimi"]] = "mimi"

@@ -6,20 +6,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modalities.base import Modality, ModalitySpec
-from modalities.codecs.spec import CodecSpec, LogMelRVQSpec, check_mel
+from modalities.codecs.spec import CodecSpec, LogMelKeys, LogMelRVQSpec
 
 if TYPE_CHECKING:
     from modalities.speech.module import Speech
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechSpec(ModalitySpec):
+class SpeechSpec(LogMelKeys, ModalitySpec):
     """Speech: transcribes recordings and speaks texts.
 
     rate          samples per second of the recordings it listens to
-    mels          mel bands of the input features
     hop           samples per input frame
-    window        samples per analysis window
     subsample     input frames per token, a power of two (one convolution of stride 2 per factor of two)
     codec         what spoken frames are made of, e.g. {type: log_mel_rvq}
     delays        frames by which each codebook runs behind, the first one 0 (null: 0, 1, 2 ...)
@@ -32,8 +30,6 @@ class SpeechSpec(ModalitySpec):
     seconds       longest recording; a longer one is an error
     """
 
-    rate: int = 8000
-    mels: int = 40
     hop: int = 80
     window: int = 256
     subsample: int = 4
@@ -48,7 +44,7 @@ class SpeechSpec(ModalitySpec):
     seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        check_mel(self.rate, self.hop, self.window, self.mels)
+        super().__post_init__()
         if self.subsample < 1 or self.subsample & (self.subsample - 1):
             raise ValueError(f"subsample: got {self.subsample}, expected a power of two (1, 2, 4, 8)")
         if min(self.transcribe, self.speak) < 0 or self.transcribe + self.speak == 0:
