@@ -74,8 +74,9 @@ class RouterFigures(L.Callback):
         for i, (layer, a, b) in enumerate(zip(pl_module.model.moe_layers(), balance, task, strict=True)):  # type: ignore[union-attr,operator]
             alike = similarity(layer)
             self.scalars |= {} if alike is None else {f"router/layer{i}/similarity": alike}
-            ratio = float(a.norm() * trainer.world_size / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
-            self.scalars[f"router/layer{i}/gradient_ratio"] = ratio
+            reached = layer.spec.router.properties(layer.pool).task_gradient != "none"
+            if reached and b.any():  # nothing is seen of weights that are joined into one record of several maps
+                self.scalars[f"router/layer{i}/gradient_ratio"] = float(a.norm() * trainer.world_size / b.norm())
         for logger in trainer.loggers:
             logger.log_metrics(self.scalars, step=int(cast(Any, pl_module).done))
 

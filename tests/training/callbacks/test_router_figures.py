@@ -20,7 +20,7 @@ def shift(module: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
     layers = module.model.moe_layers()
     weights, balance = ([torch.zeros(5, requires_grad=True) for _ in layers] for _ in range(2))
     for layer, delta in zip(layers, weights, strict=True):
-        layer.router.weigh = weighing(delta)
+        layer.router.forward = shifted_weights(layer.router.forward, delta)
     plain, called = SwitchSpec._probabilities, [0]
 
     def shifted(rule: SwitchSpec, routing: Any) -> Tensor:
@@ -31,12 +31,15 @@ def shift(module: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
     return weights, balance
 
 
-def weighing(delta: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, None]]:
-    def weigh(raw: Tensor, expert: Tensor) -> tuple[Tensor, None]:
-        share = torch.cat([torch.softmax(raw, -1) + delta, raw.new_zeros(len(raw), 1)], dim=-1)
-        return 1.5 * share.gather(1, expert), None
+def shifted_weights(plain: Callable[..., Any], delta: Tensor) -> Callable[..., Any]:
+    def forward(x: Tensor, ctx: Any) -> Any:
+        routing = plain(x, ctx)
+        share = torch.cat([torch.softmax(routing.raw, -1) + delta, routing.raw.new_zeros(len(x), 1)], dim=-1)
+        gate = 1.5 * share.gather(1, routing.expert)
+        torch.testing.assert_close(gate, routing.gate)
+        return routing.replace(gate=gate)
 
-    return weigh
+    return forward
 
 
 @pytest.mark.parametrize(("scope", "checkpoint"), [("micro", False), ("global_exact", True), ("sequence", False)])
@@ -61,6 +64,13 @@ def test_the_ratio_follows_the_weight_of_the_loss(tiny: Any) -> None:
         tiny.train(module, [tiny.steps(module, PARTS)], [figures], log_every_n_steps=1)
         found.append(figures.scalars["router/layer1/gradient_ratio"])
     assert found[1] == pytest.approx(3 * found[0], rel=1e-4)
+
+
+def test_a_router_of_constant_weight_has_no_ratio(tiny: Any) -> None:
+    spec = tiny.spec([{"type": "switch"}], k=1, allow_constant=True)
+    module, figures = tiny.module(spec), RouterFigures()
+    tiny.train(module, [tiny.steps(module, PARTS)], [figures], log_every_n_steps=1)
+    assert set(figures.scalars) == {"router/layer0/similarity", "router/layer1/similarity"}
 
 
 def test_similarity_by_hand(tiny: Any) -> None:
