@@ -32,19 +32,18 @@ def blocks(model: Language) -> Iterator[tuple[str, str, Plain]]:
         yield f"model.layers.{i}", f"backbone.blocks.{i}", block
 
 
-def decoder(model: Language, network: Callable[[str, str, Plain], Iterator[Piece]]) -> Iterator[Piece]:
-    """A model of blocks of grouped-query attention with norms before the branches; network(block of theirs, our
-    feed-forward part, its mapping) gives what follows attention."""
+def decoder(model: Language, mixture: Callable[[str, str, Plain], Iterator[Piece]] | None = None) -> Iterator[Piece]:
+    """A model of blocks of grouped-query attention with norms before the branches, whose networks are dense SwiGLU or
+    what mixture(block of theirs, our feed-forward part, its mapping) gives."""
     yield from frame(model)
     for theirs, ours, block in blocks(model):
+        ffn = block["ffn"]
         yield from pre_norms(theirs, ours, model)
         yield from grouped(f"{theirs}.self_attn", f"{ours}.attention", block["attention"])
-        yield from network(theirs, f"{ours}.ffn", block["ffn"])
-
-
-def dense(theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
-    """A block's dense SwiGLU network."""
-    yield from glu(f"{theirs}.mlp", ours, ffn["hidden"], bias=ffn["bias"])
+        if ffn["type"] == "dense" or mixture is None:
+            yield from glu(f"{theirs}.mlp", f"{ours}.ffn", ffn["hidden"], bias=ffn["bias"])
+        else:
+            yield from mixture(theirs, f"{ours}.ffn", ffn)
 
 
 def linear(theirs: str, ours: str, bias: bool = False) -> Iterator[Piece]:

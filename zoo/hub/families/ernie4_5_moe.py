@@ -101,14 +101,11 @@ def shared_count(shared: Mapping[str, Any] | None, hidden: int) -> int:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """On the hub the selection bias stands beside the gate, in transformers 5 inside it."""
-    return rules.decoder(model, partial(network, layout))
+    return rules.decoder(model, partial(experts, layout))
 
 
-def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
-    """A dense network, or experts."""
-    if ffn["type"] == "dense":
-        yield from rules.dense(theirs, ours, ffn)
-        return
+def experts(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """Router and experts."""
     statics = "gate.moe_statics" if layout == FUSED else "moe_statics"
     routed, hidden = ffn["routed"], ffn["experts"]["hidden"]
     yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.router.gate.weight")

@@ -33,7 +33,7 @@ def config(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """The tensors of Llama and of dense families that name theirs alike."""
-    return rules.decoder(model, rules.dense)
+    return rules.decoder(model)
 
 
 FAMILY = Family(name="llama", architecture="LlamaForCausalLM", spec=spec, config=config, rules=pieces)

@@ -41,10 +41,10 @@ def config(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """On the hub the experts' maps are called w1 (gate), w3 (up) and w2 (down)."""
-    return rules.decoder(model, partial(network, layout))
+    return rules.decoder(model, partial(mixture, layout))
 
 
-def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+def mixture(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
     """Router and experts."""
     moe = f"{theirs}.mlp" if layout == FUSED else f"{theirs}.block_sparse_moe"
     routed, hidden = ffn["routed"], ffn["experts"]["hidden"]

@@ -59,14 +59,11 @@ def experts(model: Language) -> Plain:
 
 def pieces(model: Language, layout: str) -> Iterator[Piece]:
     """The tensors of Qwen2-MoE, and of Qwen3-MoE, which has no shared expert."""
-    return rules.decoder(model, partial(network, layout))
+    return rules.decoder(model, partial(mixture, layout))
 
 
-def network(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
-    """A dense network, or experts."""
-    if ffn["type"] == "dense":
-        yield from rules.dense(theirs, ours, ffn)
-        return
+def mixture(layout: str, theirs: str, ours: str, ffn: Plain) -> Iterator[Piece]:
+    """Router and experts."""
     yield Piece(f"{theirs}.mlp.gate.weight", f"{ours}.router.gate.weight")
     hidden, shared = ffn["experts"]["hidden"], ffn["shared"]
     yield from rules.experts(f"{theirs}.mlp.experts", f"{ours}.experts", ffn["routed"], hidden, layout)
