@@ -120,7 +120,7 @@ EXTRA: dict[tuple[str, str], list[Plain]] = {
     ],
     ("attention", "latent"): [{"q_rank": 4, "rank_scale": True, "bias": True}],
     ("gate", "linear"): [{"jitter": 0.3}],
-    ("gate", "residual"): [{"gate": {"type": "mlp", "hidden": 5}}, {"gate": {"jitter": 0.3}}],
+    ("gate", "residual"): [{"gate": {"type": "mlp", "hidden": 5}}, {"gate": {"jitter": 0.3}, "spread": 1.0}],
     ("gate", "pre_gated"): [
         {
             "trunk": {

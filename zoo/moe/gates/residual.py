@@ -84,7 +84,9 @@ class ResidualGate(HoldsGate, Gate):
         """With the deviation that the description asks for; a token with equal logits keeps them."""
         if self.spec.spread is None:
             return signal
-        deviation = signal.raw.std(dim=-1, keepdim=True, correction=min(1, self.pool.columns - 1))
+        centred = signal.raw - signal.raw.mean(dim=-1, keepdim=True)
+        freedom = max(self.pool.columns - 1, 1)
+        deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / freedom**0.5  # unlike std at 0 tokens too
         factor = self.spec.spread / torch.where(deviation > 0, deviation, self.spec.spread)
         return _each(signal, lambda logits: logits * factor)
 
