@@ -45,7 +45,8 @@ def _tile_plan(expert: Tensor, experts: int, height: int) -> tuple[Tensor, Tenso
 
 
 @_tile_plan.register_fake
-def _(expert: Tensor, experts: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+def _unwritten(expert: Tensor, experts: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of a plan, with no values yet."""
     rows = expert.shape[0] * expert.shape[1]
     bound = tile_bound(rows, experts, height)
     shapes: tuple[tuple[int, ...], ...] = ((rows,), (experts + 1,), (bound, 3))
@@ -72,9 +73,8 @@ def _plan_large(expert: Tensor, experts: int, height: int) -> tuple[Tensor, Tens
 def _plan_small(expert: Tensor, experts: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
     """One program instead of a dozen launches, each of which would take longer than its work."""
     expert = expert.contiguous()
-    rows, bound = expert.numel(), tile_bound(expert.numel(), experts, height)
-    shapes: tuple[tuple[int, ...], ...] = ((rows,), (experts + 1,), (bound, 3))
-    order, offsets, tiles = (torch.empty(shape, dtype=torch.int32, device=expert.device) for shape in shapes)
+    order, offsets, tiles = _unwritten(expert, experts, height)
+    rows, bound = len(order), len(tiles)
     with on(expert):
         plan_kernel[(1,)](
             expert,
