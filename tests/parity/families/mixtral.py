@@ -2,6 +2,7 @@
 
 BASE: dict = {"num_local_experts": 5, "num_experts_per_tok": 2}
 VARIANTS = {
+    "one chosen": {"num_experts_per_tok": 1},
     "plain": {},
     "window": {"sliding_window": 6, "num_experts_per_tok": 3},
     "tied": {"tie_word_embeddings": True, "head_dim": 16},
