@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zoo.models.unified import Unified
 def kept(model: Unified, folder: Path, count: int) -> tuple[list[Path], list[dict[str, torch.Tensor]]]:
     """Folders of `count` models along random updates, and their states."""
     generator, paths, states = torch.Generator().manual_seed(0), [], []
+    model = copy.deepcopy(model)
     for i in range(count):
         with torch.no_grad():
             for value in model.parameters():
