@@ -202,7 +202,8 @@ def nonfinite(stored: Mapping[str, Stored], seen: Callable[[int], object] | None
     found = {}
     for name, value in each(stored):
         if value.is_floating_point():
-            count = sum(_not_finite(part) for part in value.view(-1).split(PART))
+            parts = value.view(-1).split(PART) if value.is_contiguous() else value  # else along its first axis
+            count = sum(_not_finite(part) for part in parts)
             if count:
                 found[name] = count
         if seen is not None:

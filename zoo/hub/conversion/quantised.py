@@ -63,7 +63,7 @@ class Method(ABC):
 
     @abstractmethod
     def plain(self, numbers: Tensor, scales: Tensor) -> Tensor:
-        """The plain tensor, every number exact in float32."""
+        """The plain tensor: products in float32, or in a narrower type that holds them exactly."""
 
     def gather(self, stored: Mapping[str, Stored], dtype: torch.dtype, where: Path) -> dict[str, Stored]:
         """The files' tensors with plain ones of `dtype` in place of quantised ones.

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoo
+from zoo.hub import tensors
 from zoo.hub.check import check
 from zoo.hub.conversion.quantised import BlockFp8, Mxfp4
 from zoo.hub.tensors import WeightsError
@@ -119,6 +120,16 @@ def test_a_release_of_gpt_oss_in_mxfp4_is_read(tmp_path: Path, write: Any) -> No
     zoo.export(model, tmp_path / "out", dtype=torch.bfloat16)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(written[name], value) for name, value in plain.items())
+    report = check(checkpoint.folder)
+    assert report.ok and report.theirs == (len(checkpoint.tensors),) * 2
+
+
+def test_numbers_that_are_not_finite_are_found_in_any_order_of_axes(tmp_path: Path) -> None:
+    blocks, scales = torch.full((2, 3, 1, 16), 0x22, dtype=torch.uint8), torch.full((2, 3, 1), 127, dtype=torch.uint8)
+    scales[1, 2] = 255  # no power of two by the format
+    save_file({"w_blocks": blocks, "w_scales": scales}, tmp_path / "model.safetensors")
+    stored = Mxfp4().gather(tensors.contents(tmp_path), torch.bfloat16, tmp_path)
+    assert tensors.nonfinite(stored) == {"w": 32}
 
 
 def test_scales_that_are_missing_or_do_not_fit_are_named(write: Any) -> None:
