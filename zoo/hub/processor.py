@@ -68,15 +68,15 @@ class Processor:
         return cast("Text", self.modalities[name])
 
 
-def processor(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Processor:
+def processor(ref: str | os.PathLike[str] | Mapping[str, Any], *, ignore_remote_code: bool = False) -> Processor:
     """The processor of an entry, a saved model, a public checkpoint of a supported family, or a spec. What was fitted
     (codebooks, feature statistics) is read from the weights where there are any, and tokenizer and chat template from
-    the files beside them, when they are first used.
+    the files beside them, when they are first used. ignore_remote_code is that of zoo.load.
 
     Raises as zoo.load does; SpecError where the model is not made of modalities.
     """
     folder = _weights(ref)
-    spec = _spec(ref, folder)
+    spec = _spec(ref, folder, ignore_remote_code)
     with torch.random.fork_rng(devices=[]):
         modules = _build(spec)
     if folder is not None:
@@ -86,11 +86,13 @@ def processor(ref: str | os.PathLike[str] | Mapping[str, Any]) -> Processor:
     return Processor(modules.eval(), {name: registry.type_of(part) for name, part in spec.modalities.items()})
 
 
-def _spec(ref: str | os.PathLike[str] | Mapping[str, Any], folder: Path | None) -> UnifiedSpec:
+def _spec(
+    ref: str | os.PathLike[str] | Mapping[str, Any], folder: Path | None, ignore_remote_code: bool
+) -> UnifiedSpec:
     from zoo.models.unified import ModelSpec, UnifiedSpec
 
     if folder is not None:
-        content = config.content(folder / "config.json")
+        content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
         if config.is_foreign(content):
             return checkpoint.describe(content, folder / "config.json")[1]
     plain = plain_spec(ref if folder is None else folder)

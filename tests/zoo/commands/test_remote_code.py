@@ -31,12 +31,14 @@ def test_it_is_refused_and_the_message_names_the_way_round(official: Path, refus
         assert "ignore_remote_code=True (--ignore-remote-code) reads it without that code, as the mixtral of" in text
     status, out, _ = run("load-check", official)
     assert status == 1 and "auto_map: names code to run" in out
-    with pytest.raises(SpecError, match="auto_map"):
-        zoo.load(official)
+    for opened in (zoo.load, zoo.processor):
+        with pytest.raises(SpecError, match="auto_map"):
+            opened(official)
 
 
 def test_it_is_read_without_that_code_where_asked(official: Path, run: Any, tmp_path: Path) -> None:
     model = zoo.load(official, ignore_remote_code=True)
+    assert zoo.processor(official, ignore_remote_code=True).types == {"text": "text"}
     content = json.loads((official / "config.json").read_text())
     plain = tmp_path / "plain"
     assert run("convert", official, plain, "--to", "hf", "--ignore-remote-code")[0] == 0
@@ -51,4 +53,4 @@ def test_it_is_read_without_that_code_where_asked(official: Path, run: Any, tmp_
     text.write_text("to be or not to be")
     for words in (("trace", official, "--text", text), ("generate", official, "--max-new-tokens", "2")):
         status, _, err = run(*words, "--ignore-remote-code")
-        assert "auto_map" not in err
+        assert status == 2 and "no tokenizer files" in err, "read, but this folder has no tokenizer"
