@@ -112,6 +112,9 @@ def run_average(a: Namespace) -> None:
 
     if a.decay is not None and a.weights is not None:
         raise ValueError("--decay: stands for weights, so give one of both")
+    wanted = len(a.sources) - 1
+    if a.decay is not None and len(a.decay) != wanted:
+        raise ValueError(f"--decay: got {len(a.decay)} values, expected {wanted}: one for each SRC but the first")
     weights = a.weights if a.decay is None else coefficients(a.decay)
     print(average(a.sources, a.out, weights=weights, overwrite=a.overwrite))
 
@@ -156,8 +159,8 @@ def read_source(
     folder = locate(source)
     content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
     if not config.is_foreign(content):
-        return load(source, dtype=dtype), None
-    model = load(source, dtype=dtype, device="meta", ignore_remote_code=ignore_remote_code)
+        return load(folder, dtype=dtype), None
+    model = load(folder, dtype=dtype, device="meta", ignore_remote_code=ignore_remote_code)
     return model, OnDisk(checkpoint.plan(folder, content), dtype)
 
 

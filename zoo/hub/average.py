@@ -22,7 +22,7 @@ from zoo.hub.folder import check_target, replacing
 from zoo.hub.tensors import Stored, WeightsError
 from zoo.hub.weights import fitted
 from zoo.models.origin import Origin
-from zoo.spec import dump, parse
+from zoo.spec import Plain, dump, parse
 
 Ref = str | os.PathLike[str]
 
@@ -32,11 +32,10 @@ def coefficients(kept: Sequence[float]) -> list[float]:
 
     Raises ValueError where the decay rises, or leaves 0..1.
     """
-    steps = [1.0, *kept, 0.0]
-    for i, (before, after) in enumerate(itertools.pairwise(steps)):
-        if not before >= after:
-            raise ValueError(f"decay[{i}]: got {after}, expected values of 0..1 that never rise")
-    return [before - after for before, after in itertools.pairwise(steps)]
+    for i, (before, value) in enumerate(itertools.pairwise([1.0, *kept])):
+        if not 0 <= value <= before:
+            raise ValueError(f"decay[{i}]: got {value}, expected values of 0..1 that never rise")
+    return [before - after for before, after in itertools.pairwise([1.0, *kept, 0.0])]
 
 
 def average(
@@ -55,14 +54,14 @@ def average(
     factors = _factors(len(paths), weights)
     out = Path(target).expanduser()
     check_target(out, overwrite)
-    contents = [config.read(path / "config.json") for path in paths]
+    contents = [_described(path) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         if content["spec"] != contents[-1]["spec"]:
             raise ValueError(f"{path}: describes another model than {paths[-1]}; expected weights of one model")
         if path.resolve() == out.resolve():
             raise ValueError(f"{out}: is among the folders that are averaged; choose another one")
-    held = [fitted(path, content)[1] for path, content in zip(paths, contents, strict=True)]
-    model = fitted(paths[-1], contents[-1])[0]
+    fits = [fitted(path, content) for path, content in zip(paths, contents, strict=True)]
+    model, held = fits[-1][0], [stored for _, stored in fits]
     forms = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in held[-1].items()}
     card = parse(CardFields, contents[-1].get("card", {}))
     source = contents[-1].get("source", {"family": None, "fields": {}})
@@ -72,6 +71,14 @@ def average(
         files.write_tensors(beside, forms, lambda name: _mean(name, held, factors), None)
         files.write_beside(beside, out.absolute().name, model, card)
     return out
+
+
+def _described(folder: Path) -> Plain:
+    """The config.json of a saved model. Raises ValueError for a public checkpoint, whose tensors have other names."""
+    path = folder / "config.json"
+    if config.is_foreign(config.content(path)):
+        raise ValueError(f"{folder}: is a public checkpoint; `zoo convert {folder} DIR --to zoo` makes a saved model")
+    return config.read(path)
 
 
 def _factors(count: int, weights: Sequence[float] | None) -> list[float]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.cli import main
 from zoo.hub.average import average, coefficients
 from zoo.hub.weights import save
 from zoo.models.unified import Unified
@@ -56,9 +57,10 @@ def test_saved_weights_are_averaged_tensor_by_tensor(model: Unified, tmp_path: P
     torch.testing.assert_close(next(iter(even.values())), torch.stack([next(iter(s.values())) for s in states]).mean(0))
 
 
-@pytest.mark.parametrize("decay", [[0.5, 0.6], [1.2], [0.5, -0.1]])
+@pytest.mark.parametrize("decay", [[0.5, 0.6], [1.2], [0.5, -0.1], [0.5, 0.2, float("nan")]])
 def test_a_decay_that_rises_or_leaves_its_range_is_refused(decay: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"decay\[.\]: got .*expected values of 0..1 that never rise"):
+    said = rf"decay\[{len(decay) - 1}\]: got {decay[-1]}, expected values of 0..1 that never rise"
+    with pytest.raises(ValueError, match=said):
         coefficients(decay)
 
 
@@ -77,4 +79,11 @@ def test_what_does_not_fit_is_refused(model: Unified, tmp_path: Path) -> None:
     other = save(zoo.create("dense-lm", seed=0), tmp_path / "other")
     with pytest.raises(ValueError, match="describes another model than"):
         average([*paths, other], tmp_path / "merged")
+    with pytest.raises(ValueError, match=r"public: is a public checkpoint; `zoo convert .* --to zoo` makes"):
+        average([zoo.export(zoo.create("dense-lm", seed=0), tmp_path / "public"), other], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_decay_of_another_length_is_refused_by_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["average", "a", "b", "c", "--out", "d", "--decay", "0.5", "0.2", "0.1"]) == 2
+    assert "--decay: got 3 values, expected 2: one for each SRC but the first" in capsys.readouterr().err
