@@ -21,7 +21,7 @@ def generate_options(p: ArgumentParser) -> None:
     p.add_argument("--stream", action="store_true", help="print as it is written")
     p.add_argument("--dtype", choices=PRECISIONS, help="precision (that of the file)")
     p.add_argument(
-        "--pack", action="store_true", help="load weights in the order a CPU reads fastest; pays on long texts"
+        "--pack", action="store_true", help="store weights in the order that a CPU reads fastest; pays for long texts"
     )
     p.add_argument("--ignore-remote-code", action="store_true", help=REMOTE)
     seed_option(p)

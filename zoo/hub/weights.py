@@ -65,8 +65,8 @@ def load(
     holds a public checkpoint of a supported family, or `hf:org/name@revision`.
 
     dtype is that of the file where None; parts that need float32 (routers, codecs) keep it. pack stores the weights in
-    the order that inference on a CPU reads fastest (zoo.hub.memory.pack). Names, shapes and dtypes
-    are checked against the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
+    the order that inference on a CPU reads fastest (zoo.hub.memory.pack). Names, shapes and dtypes are checked against
+    the spec before anything is allocated; on the device "meta" nothing is, and no number is read.
     A public checkpoint whose config.json names code to run is refused; with ignore_remote_code it is read by our own
     table of its family, and that code is not run either. Raises EntryError, FileNotFoundError, SpecError, or
     WeightsError that lists every tensor that does not fit.
