@@ -2,7 +2,8 @@
 
     python benchmarks/language.py [--models olmoe,mixtral] [--jobs prefill,train] [--threads 2] [--json FILE]
 
-transformers runs with each of its expert implementations, all with torch's attention kernels. Logits and the likeliest
+transformers runs with each of its expert implementations, all with torch's attention kernels, ours as it is loaded and
+packed (zoo.load(folder, pack=True)). Logits and the likeliest
 tokens are compared first. With one thread its CPU time counts, with several the wall time; all candidates take turns
 and medians are printed, with the ratio to transformers' best. Nothing is asserted about times.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.layer import report
+from benchmarks.models.candidates import IMPLEMENTATIONS
 from benchmarks.models.jobs import measure
 from benchmarks.models.shapes import JOBS, MODELS
 
@@ -28,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--models", default=",".join(MODELS), help=f"which of {', '.join(MODELS)} (default: all)")
     found.add_argument("--jobs", default=",".join(JOBS), help=f"which of {', '.join(JOBS)} (default: all)")
+    found.add_argument(
+        "--without", action="append", default=[], choices=IMPLEMENTATIONS, help="leave out one of theirs"
+    )
     found.add_argument("--rounds", type=int, default=5, help="samples of each candidate (default: 5)")
     found.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     found.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
@@ -44,6 +49,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         for name in getattr(args, option):
             if name not in known:
                 parser().error(f"--{option}: got {name!r}, expected some of {', '.join(known)}")
+    if {*args.without} == {*IMPLEMENTATIONS}:
+        parser().error("--without: got all, expected one to compare with")
     for option in ("rounds", "threads"):
         if getattr(args, option) < 1:
             parser().error(f"--{option}: got {getattr(args, option)}, expected 1 or more")
@@ -66,11 +73,12 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    chosen = {name: getattr(args, name) for name in ("models", "jobs", "rounds", "threads", "quick")}
+    chosen = {name: getattr(args, name) for name in ("models", "jobs", "rounds", "threads", "without", "quick")}
     result = report.opened("language", chosen, "cpu")
     print(report.headline(result, f"{args.threads} threads"))
     for name in args.models:
-        for section in measure(MODELS[name].tiny() if args.quick else MODELS[name], args.rounds, args.jobs):
+        model = MODELS[name].tiny() if args.quick else MODELS[name]
+        for section in measure(model, args.rounds, args.jobs, args.without):
             report.show(result, section)
     if args.quick:
         print("Tiny models: these figures mean nothing.")

@@ -44,8 +44,9 @@ def write_checkpoint(model: Model, folder: Path) -> None:
 
 
 def build(folder: Path) -> list[Candidate]:
-    """All candidates of a checkpoint, ours last."""
-    return [*(_theirs(folder, implementation) for implementation in IMPLEMENTATIONS), _ours(folder)]
+    """All candidates of a checkpoint, ours last: as it is loaded, and packed."""
+    theirs = [_theirs(folder, implementation) for implementation in IMPLEMENTATIONS]
+    return [*theirs, _ours(folder, pack=False), _ours(folder, pack=True)]
 
 
 def _theirs(folder: Path, implementation: str) -> Candidate:
@@ -73,17 +74,17 @@ def _theirs(folder: Path, implementation: str) -> Candidate:
     )
 
 
-def _ours(folder: Path) -> Candidate:
+def _ours(folder: Path, *, pack: bool) -> Candidate:
     import zoo
 
-    model: Any = zoo.load(folder, pack=True)
+    model: Any = zoo.load(folder, pack=pack)
 
     def generate(ids: Tensor, count: int) -> Tensor:
         found: Tensor = model.generate(ids, max_new_tokens=count, temperature=0, eos=())
         return found
 
     return Candidate(
-        "moezoo",
+        "moezoo packed" if pack else "moezoo",
         "moezoo",
         model,
         lambda ids: model(ids).logits,

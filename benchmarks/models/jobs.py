@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,13 +26,15 @@ MOST_COPIED = 64  # MiB
 Samples = dict[str, Timing]
 
 
-def measure(model: Model, rounds: int, jobs: Sequence[Job] = JOBS) -> list[Section]:
-    """All jobs of a model; logits and written tokens are compared first."""
+def measure(model: Model, rounds: int, jobs: Sequence[Job] = JOBS, without: Sequence[str] = ()) -> Iterator[Section]:
+    """All jobs of a model, one after the other, less transformers' implementations `without`; logits and written tokens
+    are compared first."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(model, Path(folder))
         candidates = build(Path(folder))
     errors = agreement(model, candidates)
-    return [_section(job, model, candidates, rounds, errors) for job in jobs]
+    left = [c for c in candidates if c.name.removeprefix("transformers ") not in without]
+    yield from (_section(job, model, left, rounds, errors) for job in jobs)
 
 
 def _ids(model: Model, rows: int, length: int) -> Tensor:
