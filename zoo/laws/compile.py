@@ -18,7 +18,7 @@ Forward = Callable[[Tensor], Tensor]
 def _fixed(case: LayerCase) -> bool:
     """Fixed-k layers but for the reference backend. Compiling takes a second, so only a few cases of each part are
     taken; balance rules are no part of the forward pass."""
-    few = case.name.endswith("rich") or case.name.startswith(("expert", "shared"))
+    few = case.name.endswith("rich") or case.name.startswith(("expert", "shared", "null"))
     return (
         few
         and not case.spec.balance

@@ -23,7 +23,7 @@ class Dispatch(Protocol):
         """x [T, D] -> rows of the routed experts held here, sorted by expert; null and empty slots are left out."""
 
     def combine(self, out: Tensor, rows: Rows, tokens: int) -> Tensor:
-        """Weighed rows [N, W] -> [tokens, W]: the sum over each token's rows."""
+        """Weighed rows [N, W] -> [tokens, W]: the sum over each token's rows, a new tensor that may be written over."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,8 @@ class Experts(nn.Module):
         return x
 
     def after(self, y: Tensor) -> Tensor:
-        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width."""
+        """[T, D] from the combined rows [T, width]: themselves, or a map back to the layer's width. What null experts
+        answer is written over it."""
         return y
 
     def fuses(self, x: Tensor) -> bool:

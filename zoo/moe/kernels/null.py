@@ -2,7 +2,8 @@
 
 Written by hand with its gradient, because null experts are worth having only where they cost next to nothing: every
 row is read once on the way out and once on the way back. The sum is written over y, which has to be the caller's own:
-a fresh [T, D] costs more in page faults than all the arithmetic here.
+a fresh [T, D] costs more in page faults than all the arithmetic here. The gradient reads what the way out left behind,
+so it cannot be differentiated in its turn, and says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def add_copies(y: Tensor, x: Tensor, copy: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ class _Copies(torch.autograd.Function):
         return y.addcmul_(copy[:, None].to(x.dtype), x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, copy) = grads, ctx.saved_tensors
         grad_x = grad * copy[:, None].to(grad.dtype) if ctx.needs_input_grad[1] else None
@@ -56,6 +59,7 @@ class _Constants(torch.autograd.Function):
         return y.addmm_(share, value).addcmul_(scale, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, scale, share, gate, part, turn, value) = grads, ctx.saved_tensors
         to_x, to_value = torch.linalg.vecdot(grad, x).to(gate.dtype), F.linear(grad, value).to(gate.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -41,3 +42,13 @@ def test_constants_alone() -> None:
     assert torch.autograd.gradcheck(
         lambda y, *rest: add_constants(y.clone(), rest[0], None, *rest[1:]), (y, x, gate, turn, value)
     )
+
+
+def test_the_gradient_of_the_gradient_is_refused() -> None:
+    """What the way out left behind is no function of x any more: a second derivative of it would be a wrong number."""
+    torch.manual_seed(0)
+    y, x, copy, gate, turn, value = drawn(5, 4), drawn(5, 4), drawn(5), drawn(5, 3), drawn(3, 4), drawn(3, 4)
+    for total in (add_copies(y.clone(), x, copy), add_constants(y.clone(), x, copy, gate, turn, value)):
+        (first,) = torch.autograd.grad(total.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            first.sum().backward()
