@@ -113,7 +113,7 @@ def _list(values: Tensor) -> list[float]:
 def step(case: LayerCase) -> None:
     for rule in load_rules(case):
         before = _greatest(rule, case.layer(), case)
-        if _even(rule, case, before):
+        if _even(rule, case, before) or not _reads_states(case):
             continue
         after = []
         for length in (0.05, 0.1, 0.2):
@@ -124,9 +124,16 @@ def step(case: LayerCase) -> None:
 
 
 def _even(rule: BalanceSpec, case: LayerCase, greatest: float) -> bool:
-    """Whether the load is not skewed: every expert is always chosen, or the gate reads something else than states."""
+    """Whether the load cannot be skewed, as when every expert is chosen always."""
     even = torch.full((case.spec.pool.experts,), 1 / case.spec.pool.experts, dtype=torch.float64)
-    return greatest <= 1.1 * float(_pressure(rule, case.spec.pool, even).max())
+    return greatest <= float(_pressure(rule, case.spec.pool, even).max())
+
+
+def _reads_states(case: LayerCase) -> bool:
+    """Whether what skews the tokens reaches the logits at all: those of a pre-gate follow from ids alone."""
+    layer = case.layer()
+    tokens = case.tokens(*_shape(case)).replace(document=None)
+    return not torch.equal(layer.router(flat(tokens), context(tokens)).raw, _skewed(layer, case).raw)
 
 
 def _after_step(rule: BalanceSpec, case: LayerCase, length: float) -> float:
