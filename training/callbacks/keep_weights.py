@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 FOLDER = "weights"
 
@@ -28,6 +29,11 @@ class KeepWeights(L.Callback):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, expected 1 or more")
         self.every, self.start, self.last, self.folder = every, start, last, folder
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raises ValueError where no rank holds the whole model."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("KeepWeights: cannot save a model that ModelParallelStrategy shards; leave one out")
 
     def target(self, trainer: L.Trainer) -> Path:
         """The folder of the saved models."""

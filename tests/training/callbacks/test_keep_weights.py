@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import zoo
 from training.callbacks.keep_weights import KeepWeights
 from training.run import fit
 from training.sources import build_data
+from training.strategies.fsdp import Sharded
 from zoo.cli import main
 
 
@@ -31,6 +33,12 @@ def test_the_newest_stay_and_make_one_model(tiny: Any, tmp_path: Path, capsys: p
     torch.testing.assert_close(zoo.load(tmp_path / "merged").state_dict()[name], expected)
     assert main([*words, "--weights", "1", "0", "0"]) == 2
     assert "--decay: stands for weights, so give one of both" in capsys.readouterr().err
+
+
+def test_a_sharded_model_is_refused() -> None:
+    trainer: Any = SimpleNamespace(strategy=Sharded())
+    with pytest.raises(ValueError, match="KeepWeights: cannot save a model that ModelParallelStrategy shards"):
+        KeepWeights(every=1).setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keys", [{"every": 0}, {"every": 1, "last": 0}])
