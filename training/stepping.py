@@ -25,6 +25,10 @@ from zoo.moe.balance.step import BalanceStep, needs_exact_counts
 PATIENCE = 20  # steps in a row whose gradient is not finite before training gives up
 
 
+class DivergedError(RuntimeError):
+    """Gradients stayed other than finite."""
+
+
 class WholeSteps(L.LightningModule):
     """Manual optimisation of a unified model on steps [(modality, batch), ...].
 
@@ -190,7 +194,7 @@ class WholeSteps(L.LightningModule):
             return
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= PATIENCE:
-            raise RuntimeError(
+            raise DivergedError(
                 f"the gradients of {PATIENCE} steps in a row were not finite (the last was step {self.done}); "
                 "lower lr, set clip, or look for bad values in the data"
             )

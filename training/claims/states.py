@@ -73,8 +73,8 @@ class GradientRatioSpec(TrainedClaim):
         with lab.bar(self.train.steps, progress) as tick:
             lab.run(self.described(entry), self.train, seed=seed, tick=tick, callbacks=[heard])
         late = heard.found[len(heard.found) // 2 :]
-        if not late:
-            raise ValueError("a model without MoE layers has no balance losses")
+        if not late or not late[0]:
+            raise ValueError("gradient_ratio: expected MoE layers whose weights have a task gradient")
         each = [sum(step[i] for step in late) / len(late) for i in range(len(late[0]))]
         note = "by layer: " + ", ".join(f"{ratio:.3g}" for ratio in each)
         return Finding(max(each), f"at most {self.at_most:g}", max(each) <= self.at_most, note)

@@ -49,14 +49,16 @@ class RateTransferSpec(TrainedClaim):
         return Finding(cost, f"at most {self.at_most:g} nats per byte", cost <= self.at_most, note)
 
     def _losses(self, plain: dict[str, Any], tuned: int | None, seed: int, progress: bool) -> dict[float, float]:
-        """The held-out loss at each rate; infinite where training broke off."""
+        """The held-out loss at each rate; infinite where training diverged."""
+        from training.stepping import DivergedError
+
         found = {}
         for rate in self.rates:
             settings = {"tuned_width": tuned, "init_std": self.init_std}
             with lab.bar(self.train.steps, progress, f"lr {rate:g}") as tick:
                 try:
                     outcome = lab.run(plain, replace(self.train, lr=rate), seed=seed, tick=tick, settings=settings)
-                except RuntimeError:  # twenty steps in a row without a finite gradient
+                except DivergedError:
                     found[rate] = math.inf
                     continue
             found[rate] = outcome.measured.loss

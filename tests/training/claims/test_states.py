@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from training.claims.states import GradientRatioSpec, HiddenStatesSpec
 from training.claims.transfer import RateTransferSpec
+from training.stepping import DivergedError
 from zoo.claims import Finding
 from zoo.hub.entries import Entry
 from zoo.spec import SpecError, parse
@@ -37,6 +39,32 @@ def test_the_gradient_ratio_follows_the_weight(entry: Write, budget: dict[str, A
     small, great = ratio(1e-6), ratio(1e-4)
     assert small.holds and 0 < small.figure < great.figure < 200 * small.figure
     assert small.note.count(",") == 1 + small.note.partition(";")[2].count(",")  # a figure for each of two layers
+
+
+def test_no_ratio_where_no_task_gradient_reaches_a_router(entry: Write, budget: dict[str, Any]) -> None:
+    constant = entry(router={"type": "top_k", "k": 1, "allow_constant": True}, balance=[{"type": "switch"}])
+    with pytest.raises(ValueError, match="gradient_ratio: expected MoE layers whose weights have a task gradient"):
+        checked(GradientRatioSpec, constant, {**budget, "steps": 2})
+
+
+def test_only_a_training_that_diverged_counts_as_infinite(
+    entry: Write, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(error: Exception) -> Callable[..., Any]:
+        def run(plain: Any, train: Any, **rest: Any) -> Any:
+            if train.lr > 1e-2:
+                raise error
+            return SimpleNamespace(measured=SimpleNamespace(loss=1.0))
+
+        return run
+
+    keys = {"narrow": {"backbone.dim": 8}, "rates": [1e-3, 1e-1]}
+    monkeypatch.setattr("training.claims.lab.run", broken(DivergedError("not finite")))
+    found = checked(RateTransferSpec, entry(), budget, **keys)
+    assert found.figure == 0 and found.note.count("0.1 inf") == 3
+    monkeypatch.setattr("training.claims.lab.run", broken(RuntimeError("shapes do not fit")))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        checked(RateTransferSpec, entry(), budget, **keys)
 
 
 def test_rates_are_tried_on_both_widths(entry: Write, budget: dict[str, Any]) -> None:
