@@ -149,6 +149,17 @@ def test_the_norm_computes_in_float32_and_keeps_the_dtype() -> None:
     torch.testing.assert_close(norm(x), expected.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_norm_without_a_graph_is_the_norm(rows: int) -> None:
+    """One row, as in decoding, is computed on its own; a row of zeros, as padding has, stays finite."""
+    norm, x = RMSNorm(8, eps=1e-6), torch.randn(1, rows, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 8))
+        for states in (x, 1e-3 * x, torch.zeros_like(x)):
+            expected = torch.nn.functional.rms_norm(states, (8,), norm.weight, 1e-6)
+            torch.testing.assert_close(norm(states), expected)
+
+
 def test_the_final_norm_can_have_an_epsilon_of_its_own(trunk: Build) -> None:
     built = trunk(plain(), norm_eps=1e-5, final_eps=1e-2)
     assert built.norm.eps == 1e-2 and built.blocks[0].attention_norm.eps == 1e-5

@@ -48,6 +48,14 @@ def spec(**changes: object) -> MoESpec:
     return MoESpec(**fields)
 
 
+def test_a_copy_with_fields_exchanged() -> None:
+    ctx = real(4)
+    changed = ctx.replace(layer=3)
+    assert changed == replace(ctx, layer=3) and ctx.layer == 0 and type(changed) is RoutingContext
+    with pytest.raises(TypeError, match="levels"):
+        ctx.replace(levels=3)
+
+
 def test_the_dense_mixture_by_hand(layer: Build) -> None:
     moe = layer(spec(router=TopPSpec(p=1.0), shared=SharedSpec(hidden=5, gate="sigmoid", count=2)))
     x = torch.randn(7, 8, dtype=torch.float64)
