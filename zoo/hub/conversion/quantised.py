@@ -68,7 +68,7 @@ class Method(ABC):
     def gather(self, stored: Mapping[str, Stored], dtype: torch.dtype, where: Path) -> dict[str, Stored]:
         """The files' tensors with plain ones of `dtype` in place of quantised ones.
 
-        Raises WeightsError naming scales that are missing or do not fit.
+        Raises WeightsError naming scales that are missing or do not fit, and tensors that are there in both forms.
         """
         found, used, problems = dict(stored), set[str](), []
         for plain, numbers, scales in self._pairs(stored):
@@ -77,12 +77,14 @@ class Method(ABC):
                 have = list(stored[scales].shape) if scales in stored else "nothing"
                 problems.append(f"{scales}: expected {list(grid)}, got {have}")
                 continue
+            if plain != numbers and plain in stored:
+                problems.append(f"{plain}: stored plain as well as quantised, expected one of both")
             parts = {name: stored[name] for name in (numbers, scales)}
             used |= parts.keys()
             found[plain] = Quantised(stored[numbers].file, shape, dtype, parts, self.plain)
         if problems:
             listed = "\n  ".join(problems)
-            raise WeightsError(f"{where}: scales of {len(problems)} quantised tensors do not fit:\n  {listed}")
+            raise WeightsError(f"{where}: {len(problems)} quantised tensors do not fit:\n  {listed}")
         return {name: s for name, s in found.items() if name not in used or isinstance(s, Quantised)}
 
     def _pairs(self, stored: Mapping[str, Stored]) -> Iterator[tuple[str, str, str]]:

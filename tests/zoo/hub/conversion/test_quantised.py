@@ -132,6 +132,13 @@ def test_numbers_that_are_not_finite_are_found_in_any_order_of_axes(tmp_path: Pa
     assert tensors.nonfinite(stored) == {"w": 32}
 
 
+def test_a_tensor_in_both_forms_is_refused(tmp_path: Path) -> None:
+    blocks, scales = torch.zeros(2, 3, 1, 16, dtype=torch.uint8), torch.zeros(2, 3, 1, dtype=torch.uint8)
+    save_file({"w": torch.zeros(2, 32, 3), "w_blocks": blocks, "w_scales": scales}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="w: stored plain as well as quantised"):
+        Mxfp4().gather(tensors.contents(tmp_path), torch.bfloat16, tmp_path)
+
+
 def test_scales_that_are_missing_or_do_not_fit_are_named(write: Any) -> None:
     checkpoint = write()
     to_fp8(checkpoint)
@@ -139,7 +146,7 @@ def test_scales_that_are_missing_or_do_not_fit_are_named(write: Any) -> None:
     checkpoint.tensors[first] = torch.ones(1, 1)
     del checkpoint.tensors[second]
     checkpoint.write()
-    with pytest.raises(WeightsError, match="scales of 2 quantised tensors do not fit") as caught:
+    with pytest.raises(WeightsError, match=": 2 quantised tensors do not fit") as caught:
         zoo.load(checkpoint.folder)
     assert f"{first}: expected [2, 4], got [1, 1]" in str(caught.value)
     assert f"{second}: expected" in str(caught.value) and "got nothing" in str(caught.value)
