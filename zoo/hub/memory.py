@@ -62,8 +62,8 @@ def pack(model: nn.Module) -> None:
     """Stores the weights of a model's maps inputs first, in place, one after the other: shapes, names and files stay as
     they are, strides do not.
 
-    For inference on a CPU: a product with one row, or with dozens, reads such weights 1.1 to 1.3 times as fast, one with
-    two to eight rows more slowly, so that it pays for prompts and single sequences, not for small batches (figures in
+    For inference on a CPU: a product with one row, or with dozens, reads such weights 1.1 to 1.3 times as fast, one
+    with two to eight rows more slowly, so it pays for prompts and single sequences, not for small batches (figures in
     benchmarks/README.md). Code that flattens parameters (`view(-1)`) or shards them (FSDP) wants them unpacked. Raises
     ValueError for a model elsewhere.
     """
