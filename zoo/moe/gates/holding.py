@@ -15,7 +15,7 @@ from zoo.spec import Cost
 
 @dataclass(frozen=True, kw_only=True)
 class HoldsGateSpec:
-    """Stands before the base of the socket it fills.
+    """A mix-in for descriptions, named before the base of the socket, whose answers it takes from the gate's.
 
     gate  what gives the logits
     """
@@ -34,7 +34,7 @@ class HoldsGateSpec:
 
 
 class HoldsGate(nn.Module):
-    """Stands before the base of the module it is part of, which builds `gate`."""
+    """A mix-in for modules, named before the base, whose part it takes; the class it is mixed into builds `gate`."""
 
     gate: Gate
 

@@ -46,6 +46,8 @@ class TemperatureSpec:
             raise ValueError("learn: a scheduled temperature is not learned; expected end: null, or learn: false")
         if self.rate <= 0:
             raise ValueError(f"rate: got {self.rate}, expected more than 0")
+        if self.rate != 1 and not self.learn:
+            raise ValueError(f"rate: got {self.rate}, but nothing is learned; expected 1, or learn: true")
         if self.learn and not 0 <= self.floor < self.start:
             raise ValueError(f"floor: got {self.floor}, expected 0 or more and less than start = {self.start}")
 

@@ -41,7 +41,7 @@ class _Copies(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, copy) = grads, ctx.saved_tensors
         grad_x = grad * copy[:, None].to(grad.dtype) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, torch.linalg.vecdot(grad, x)
+        return grad, grad_x, torch.linalg.vecdot(grad, x) if ctx.needs_input_grad[2] else None
 
 
 class _Constants(torch.autograd.Function):

@@ -166,6 +166,7 @@ def test_a_learned_temperature_has_a_pace_of_its_own() -> None:
         ({"steps": 0}, r"temperature\.steps: got 0"),
         ({"end": 0.5, "learn": True}, r"temperature\.learn: a scheduled temperature"),
         ({"learn": True, "rate": 0.0}, r"temperature\.rate: got 0\.0"),
+        ({"rate": 2.0}, r"temperature\.rate: got 2\.0, but nothing is learned"),
         ({"learn": True, "floor": 1.0}, r"temperature\.floor: got 1\.0"),
     ],
 )
