@@ -8,6 +8,7 @@ in the same order.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,7 +188,8 @@ def bar(steps: int, shown: bool, title: str = "training") -> Iterator[Tick]:
     with tqdm(total=steps, desc=title, disable=not shown, file=sys.stderr, leave=False, mininterval=0.5) as shown_bar:
 
         def tick(loss: float) -> None:
-            shown_bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            if not math.isnan(loss):  # none has been read yet
+                shown_bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             shown_bar.update()
 
         yield tick
