@@ -95,10 +95,10 @@ class SpawnSpec(SurgerySpec):
         return carried
 
     def _kept(self, experts: Tensor, dense: Tensor) -> Tensor:
-        """Which entries [R, ...] are what the dense tensor had there."""
+        """Which entries [R, ...] go back to what the dense tensor had there; a zero there was not taken away."""
         if self.mode == "noise":
             return torch.ones_like(experts)
-        return (experts != 0 if self.rescale else experts == dense).to(experts)
+        return ((experts != 0) | (dense == 0) if self.rescale else experts == dense).to(experts)
 
     def _copies(self, name: str, dense: Tensor, count: int) -> Iterator[Tensor]:
         """The experts of one tensor; what is drawn follows from the seed, the layer and, but for channels, the map."""

@@ -117,6 +117,13 @@ def test_noise_is_a_share_of_the_weights_deviation() -> None:
     assert float(moved.std() / old.std()) == pytest.approx(0.5, abs=0.05)
 
 
+def test_zeros_of_the_dense_network_keep_their_moments() -> None:
+    """A bias that is still zero, say, which no mask touches."""
+    dense, experts = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[0.0, 0.0, 4.0], [0.0, 2.0, 0.0]])
+    kept = SpawnSpec(stage="dense", share=0.5, rescale=True)._kept(experts, dense)
+    assert kept.tolist() == [[1, 0, 1], [1, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("keys", "part"),
     [
