@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from training import optimiser
@@ -55,6 +56,14 @@ class Remember(L.Callback):
         """
         super().__init__()
         self.moments = moments
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raises ValueError where ranks hold parts of parameters: the moments are whole."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "optimiser: moments cannot be carried into a stage that ModelParallelStrategy shards; expected "
+                "optimiser: reset there"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the optimiser's state, on the parameters' device."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from training.curriculum import CurriculumSpec, build, main, run
-from training.moments import read
+from training.moments import Remember, read
+from training.strategies.fsdp import Sharded
 from zoo.spec import SpecError, parse
 
 SPLIT = {"backbone.layers.0.block.ffn": {"type": "dense", "hidden": 16}}
@@ -101,6 +103,12 @@ def test_stopped_in_stage_three_goes_on_bit_equal(unbroken, tmp_path, monkeypatc
     expected = load_file(unbroken / "joint" / "weights.safetensors")
     for name, value in load_file(tmp_path / "joint" / "weights.safetensors").items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_moments_are_not_carried_into_a_sharded_stage() -> None:
+    trainer: Any = SimpleNamespace(strategy=Sharded())
+    with pytest.raises(ValueError, match="expected optimiser: reset there"):
+        Remember({}).setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("optimiser", "steps"), [("carried", 3.0), ("reset", 1.0)])
