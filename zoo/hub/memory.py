@@ -1,38 +1,23 @@
-"""Where weights lie in a CPU's memory: on huge pages and, packed, in the order that inference reads them in fastest."""
+"""The order in which weights lie in memory: outputs first, or packed, in the order that inference on a CPU prefers."""
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-HUGE = 1 << 22  # bytes from which memory is asked for in huge pages
 MAPS = ("gate_up", "up", "down")  # weights [..., O, I] of feed-forward layers, applied as x W^T
 
 
 def room(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None, *, packed: bool = False
 ) -> Tensor:
-    """An empty tensor. On a CPU a large one lies on huge pages where the system has them: the hardware fetches ahead
-    within a page only, and a fault costs the same for 512 times the bytes.
-
-    packed stores the last two axes the other way round: the same shape, with strides (..., 1, O).
-    """
+    """An empty tensor; packed stores the last two axes the other way round: the same shape, strides (..., 1, O)."""
     if packed:
         *rest, outputs, inputs = shape
         return room((*rest, inputs, outputs), dtype, device).mT
-    size = math.prod(shape) * dtype.itemsize
-    if size < HUGE or torch.device(device or "cpu").type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device=device or "cpu")
-    # private: shared pages are huge by a switch of their own, and a forked process would write into its parent's
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(*shape)
+    return torch.empty(shape, dtype=dtype, device=device or "cpu")
 
 
 def put(source: Tensor, target: Tensor) -> None:

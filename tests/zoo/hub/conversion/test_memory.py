@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,6 @@ def test_put_copies_into_either_order(shape: tuple[int, ...], dtype: torch.dtype
     memory.put(value, packed)
     assert plain.is_contiguous() and torch.equal(plain, value.to(dtype)) and torch.equal(packed, plain)
     assert len(shape) == 1 or packed.mT.is_contiguous()
-
-
-def test_large_room_can_be_written_and_read_and_outlives_its_view() -> None:
-    part = memory.room((3, memory.HUGE // 4), torch.float32)[1]
-    part.fill_(2)
-    assert part.sum() == 2 * part.numel()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_large_room_is_private_memory() -> None:
-    """Shared memory would be written by forked processes, and it counts neither as anonymous nor for huge pages."""
-    value = memory.room((memory.HUGE,), torch.uint8)
-    maps = [line.split()[:2] for line in Path("/proc/self/maps").read_text(encoding="ascii").splitlines()]
-    spans = [([int(end, 16) for end in span.split("-")], access) for span, access in maps]
-    (access,) = [access for (start, stop), access in spans if start <= value.data_ptr() < stop]
-    assert access == "rw-p"
 
 
 @pytest.mark.parametrize("dense", [False, True])
