@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,43 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-HERE = Path(__file__).parent
 
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+@pytest.fixture(scope="module")
+def worker(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("balance_worker")
 
 
 @pytest.fixture(scope="module")
-def worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("balance_worker", HERE / "balance_worker.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(
+    launch: Callable[[str, Path], list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What both ranks found; one process group runs all cases."""
-    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(HERE / "balance_worker.py")]
-    started = [
-        subprocess.Popen([*command, str(rank), str(port), str(folder)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for process in started:
-        try:
-            _, errors = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            for each in started:
-                each.kill()
-            raise
-        assert process.returncode == 0, errors.decode()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return launch("balance_worker", tmp_path_factory.mktemp("ranks"))
 
 
 def test_two_ranks_equal_one_process(worker: ModuleType, ranks: list[dict[str, Any]]) -> None:

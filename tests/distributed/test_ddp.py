@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("worker.py")
 CASES = [f"{balance}-{spread}" for balance in ("none", "sequence", "global_exact") for spread in ("same", "different")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the ranks left behind."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = []
-    for rank in range(2):
-        command = [sys.executable, str(WORKER), str(rank), "2", str(port), str(folder)]
-        with (folder / f"log{rank}").open("w") as log:
-            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=110) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    logs = "\n".join((folder / f"log{rank}").read_text()[-3000:] for rank in range(2))
-    assert codes == [0, 0], logs
-    return folder
+    """Where the ranks leave what they find."""
+    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def found(launch: Callable[[str, Path], list[dict[str, Any]]], folder: Path) -> list[dict[str, Any]]:
+    return launch("worker", folder)
 
 
 @pytest.fixture(scope="module")
-def worker() -> Any:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def worker(program: Callable[[str], Any]) -> Any:
+    return program("worker")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,6 +1,6 @@
 """One of two ranks: runs all distributed cases and writes what it found. Started by test_ddp.py, not by hand.
 
-worker.py RANK WORLD PORT FOLDER
+worker.py RANK PORT FOLDER
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def mixture(h: Any, strategy: Any, steps: int, folder: Path, **options: Any) -> 
 
 
 def main() -> None:
-    rank, world, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     os.environ.update({k: str(v) for k, v in names.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"})
     import torch
