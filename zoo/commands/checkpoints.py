@@ -150,7 +150,7 @@ def read_source(
     from zoo.hub.conversion import checkpoint
     from zoo.hub.conversion.lazy import OnDisk
     from zoo.hub.weights import cast as in_precision
-    from zoo.hub.weights import load, locate
+    from zoo.hub.weights import load, locate, ready
 
     if Path(source).expanduser().is_file() or source.endswith(TRAINED):
         from zoo.hub.convert import read_checkpoint
@@ -160,8 +160,8 @@ def read_source(
     content = config.content(folder / "config.json", ignore_remote_code=ignore_remote_code)
     if not config.is_foreign(content):
         return load(folder, dtype=dtype), None
-    model = load(folder, dtype=dtype, device="meta", ignore_remote_code=ignore_remote_code)
-    return model, OnDisk(checkpoint.plan(folder, content), dtype)
+    found = checkpoint.plan(folder, content)
+    return ready(checkpoint.filled(found, dtype, "meta"), folder), OnDisk(found, dtype)
 
 
 def planned(

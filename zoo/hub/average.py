@@ -21,7 +21,6 @@ from zoo.hub.card import CardFields
 from zoo.hub.folder import check_target, replacing
 from zoo.hub.tensors import Stored, WeightsError
 from zoo.hub.weights import fitted
-from zoo.models.origin import Origin
 from zoo.spec import Plain, dump, parse
 
 Ref = str | os.PathLike[str]
@@ -64,8 +63,6 @@ def average(
     model, held = fits[-1][0], [stored for _, stored in fits]
     forms = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in held[-1].items()}
     card = parse(CardFields, contents[-1].get("card", {}))
-    source = contents[-1].get("source", {"family": None, "fields": {}})
-    model.origin = Origin(source["family"], source["fields"], paths[-1])
     with replacing(out) as beside:
         config.write(beside / "config.json", dump(model.spec), dump(card), model.origin)
         files.write_tensors(beside, forms, lambda name: _mean(name, held, factors), None)

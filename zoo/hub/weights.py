@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,11 @@ def load(
         model = cast(read_model(folder), dtype)
         if pack:
             memory.pack(model)
-    model.to(device=device)
+    return ready(model.to(device=device), folder)
+
+
+def ready(model: Unified, folder: Path) -> Unified:
+    """A model whose weights are read, with the tokenizer files of its folder, in evaluation mode."""
     for modality in model.modalities.values():
         if isinstance(modality, Text):
             modality.attach(folder)
@@ -100,13 +105,12 @@ def read_model(folder: Path) -> Unified:
     content = config.read(folder / "config.json")
     model, stored = fitted(folder, content)
     model.load_state_dict(tensors.read(stored), assign=True)
-    source = content.get("source", {"family": None, "fields": {}})
-    model.origin = Origin(source["family"], source["fields"], folder)
     return model
 
 
 def fitted(folder: Path, content: Plain) -> tuple[Unified, dict[str, tensors.Stored]]:
     """The model of a config.json of ours, its parameters without memory, and the tensors of the folder, which fit it.
+    Its origin is what config.json says, read from this folder.
 
     Raises SpecError, FileNotFoundError, or WeightsError that lists every tensor that does not fit.
     """
@@ -119,9 +123,11 @@ def fitted(folder: Path, content: Plain) -> tuple[Unified, dict[str, tensors.Sto
         raise SpecError(prefix + str(error)) from error
     stored = tensors.contents(folder)
     checkpoint.check_size(spec.cost().total, stored, folder)
-    model = skeleton.build(spec.build)
+    model = typing.cast("Unified", skeleton.build(spec.build))
     tensors.check(stored, model.state_dict(), folder)
-    return model, stored  # type: ignore[return-value]
+    source = content.get("source")
+    model.origin = Origin(source["family"], source["fields"], folder) if source else Origin(folder=folder)
+    return model, stored
 
 
 def prefetch(ref: str | os.PathLike[str]) -> Path:

@@ -76,6 +76,7 @@ def plan(folder: Path, content: Mapping[str, Any]) -> Plan:
     language = full(spec)
     layout, pieces = stream.layout_of(family, language, stored)
     read = stream.match(family, pieces, stored, model.state_dict(), family.surplus(content, language), folder)
+    model.origin = Origin(family.name, quantised.without(content), folder)
     return Plan(family, spec, model, layout, pieces, read, tuple(sorted(stored.keys() - read.keys())))
 
 
@@ -92,13 +93,16 @@ def load(
     Anonymous memory is that of the model: files are mapped, and copied tensor by tensor. Raises as `plan` does, before
     anything is allocated.
     """
-    found = plan(folder, content)
+    return filled(plan(folder, content), dtype, device, pack=pack)
+
+
+def filled(found: Plan, dtype: torch.dtype | None, device: torch.device | str | None, *, pack: bool = False) -> Unified:
+    """The planned model with its weights; on the device "meta" with their shapes and precisions alone."""
     packed = memory.packable(found.model) if pack else ()
     values = stream.allocate(found.model, found.pieces, found.read, dtype, device, packed)
     if device is None or torch.device(device).type != "meta":  # else the description is all that is asked for
         stream.fill(values, found.pieces, found.read)
     found.model.load_state_dict(values, assign=True)
-    found.model.origin = Origin(found.family.name, quantised.without(content), folder)
     return found.model
 
 
